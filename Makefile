@@ -1,0 +1,45 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test install install-test format lint type unit bench clean
+
+demo: install  ## set up and run the main job on the embedded model
+	$(BIN)/mmtok demo --out demo_out
+
+test: install-test lint type unit  ## set up, lint, type-check and run every test
+
+install: $(VENV)/.installed
+
+install-test: $(VENV)/.installed-test
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+format:
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type:
+	$(BIN)/mypy -p mmtok
+
+unit:
+	$(BIN)/python -m pytest
+
+bench:
+	$(BIN)/python benchmarks/keep_all.py
+	$(BIN)/python benchmarks/prefill.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

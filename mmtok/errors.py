@@ -1,0 +1,5 @@
+"""The one exception that means "the user's input is wrong" (exit code 2 on the command line)."""
+
+
+class InputError(ValueError):
+    """Input that mmtok cannot use: the message says what was given, what is expected, what to do."""

@@ -1,0 +1,172 @@
+"""The objects that flow through a pipeline: VisualTokens, Query, Selection, Codes.
+
+Shapes: B items, N tokens (padded), D width, T text tokens. One item is one image or one video.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmtok.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualTokens:
+    """Padded visual tokens of B items and what is known about each token.
+
+    Attributes:
+        features: (B, N, D) floating point, in the width the language model reads.
+        mask: (B, N) bool, True where a token exists. Default: all.
+        position: (B, N, 3) int64, (t, h, w) cell of each token. Default: (0, 0, n).
+        grid: (B, 3) int64, frames, rows and columns. Default: (1, 1, valid tokens).
+        cls_attention: (B, N) attention of the encoder's CLS token to each patch, or None.
+        keys: (B, N, Dk) keys of the encoder's last attention layer, or None.
+        item_ids: B stable names of the items: a seeded method draws from (seed, item id), so a
+            batch gives what its items give one by one. Default: "0" for every item.
+
+    Raises:
+        InputError: shapes disagree, or a valid feature is NaN or infinite.
+    """
+
+    features: Tensor
+    mask: Tensor = None  # type: ignore[assignment]  # filled in __post_init__
+    position: Tensor = None  # type: ignore[assignment]
+    grid: Tensor = None  # type: ignore[assignment]
+    cls_attention: Tensor | None = None
+    keys: Tensor | None = None
+    item_ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        x = self.features
+        if x.ndim != 3 or not x.is_floating_point():
+            raise InputError(
+                f"features must be a floating point tensor (B, N, D), got {tuple(x.shape)} {x.dtype}"
+            )
+        b, n, _ = x.shape
+        fill = object.__setattr__
+        if self.mask is None:
+            fill(self, "mask", torch.ones(b, n, dtype=torch.bool, device=x.device))
+        if self.position is None:
+            column = torch.arange(n, device=x.device).expand(b, n)
+            zero = torch.zeros_like(column)
+            fill(self, "position", torch.stack([zero, zero, column], dim=-1))
+        if self.grid is None:
+            count = self.mask.sum(1)
+            fill(self, "grid", torch.stack([count * 0 + 1, count * 0 + 1, count], dim=-1))
+        if not self.item_ids:
+            fill(self, "item_ids", ("0",) * b)
+        self._check_shapes()
+        if not bool(torch.isfinite(x.masked_fill(~self.mask[..., None], 0)).all()):
+            raise InputError("features hold NaN or infinite values in valid tokens")
+
+    def _check_shapes(self) -> None:
+        b, n, _ = self.features.shape
+        expected = {
+            "mask": (b, n),
+            "position": (b, n, 3),
+            "grid": (b, 3),
+            "cls_attention": (b, n),
+        }
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise InputError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+        if self.keys is not None and tuple(self.keys.shape[:2]) != (b, n):
+            raise InputError(f"keys must have shape ({b}, {n}, Dk), got {tuple(self.keys.shape)}")
+        if len(self.item_ids) != b:
+            raise InputError(f"item_ids must name {b} items, got {len(self.item_ids)}")
+
+    @property
+    def counts(self) -> Tensor:
+        """(B,) int64 number of valid tokens of each item."""
+        return self.mask.sum(1)
+
+    def gather(self, indices: list[Tensor]) -> VisualTokens:
+        """The tokens at `indices`, one int64 (k_b,) tensor per item, padded again to the longest."""
+        index, mask = pad_indices(indices, self.features.device)
+
+        def take(x: Tensor | None) -> Tensor | None:
+            if x is None:
+                return None
+            shaped = index.reshape(*index.shape, *(1,) * (x.ndim - 2)).expand(
+                *index.shape, *x.shape[2:]
+            )
+            return x.gather(1, shaped)
+
+        features = self.features.gather(
+            1, index[..., None].expand(*index.shape, self.features.shape[-1])
+        )
+        return replace(
+            self,
+            features=features.masked_fill(~mask[..., None], 0),
+            mask=mask,
+            position=take(self.position),
+            cls_attention=take(self.cls_attention),
+            keys=take(self.keys),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What the user asked: text embeddings (B, T, D) with mask (B, T), one row per visual item."""
+
+    embeddings: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which tokens survive, per item.
+
+    Attributes:
+        indices: B int64 tensors (k_b,), ascending and unique, into the item's N tokens.
+        merge: optional B pairs (slot, weight), both (N,): input token n adds weight[n] of itself
+            to output slot[n]; slot -1 means dropped. Weights of one slot add up to 1.
+    """
+
+    indices: list[Tensor]
+    merge: list[tuple[Tensor, Tensor]] | None = None
+
+    def apply(self, features: Tensor) -> list[Tensor]:
+        """The surviving (k_b, D) features of (B, N, D): gathered, or merged by slot and weight."""
+        if self.merge is None:
+            return [x[i] for x, i in zip(features, self.indices, strict=True)]
+        out = []
+        for x, index, (slot, weight) in zip(features, self.indices, self.merge, strict=True):
+            used = slot >= 0
+            merged = torch.zeros(len(index), x.shape[-1], dtype=torch.float32, device=x.device)
+            merged.index_add_(0, slot[used], x[used].float() * weight[used, None].float())
+            out.append(merged.to(x.dtype))
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """Discrete tokens of B items, with all a decoder needs to restore the media.
+
+    Attributes:
+        ids: B int64 tensors, ragged.
+        codebook: size(s) and kind of the codebook, as plain numbers and strings.
+        meta: grid, fps, sample rate, original length and the like, as plain values.
+        tokenizer_hash: identifies the weights that made the codes.
+    """
+
+    ids: list[Tensor]
+    codebook: dict[str, Any]
+    tokenizer_hash: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def pad_indices(indices: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ragged int64 indices as a padded (B, K) tensor and its (B, K) bool mask."""
+    longest = max((len(i) for i in indices), default=0)
+    index = torch.zeros(len(indices), longest, dtype=torch.int64, device=device)
+    mask = torch.zeros(len(indices), longest, dtype=torch.bool, device=device)
+    for row, item in enumerate(indices):
+        index[row, : len(item)] = item.to(device)
+        mask[row, : len(item)] = True
+    return index, mask
