@@ -1,0 +1,43 @@
+"""Methods that keep fewer visual tokens. Every file in `methods/` is one, under its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmtok.pruning.base import Reducer
+from mmtok.registry import Registry
+from mmtok.tokens import Query, Selection, VisualTokens
+
+__all__ = ["Query", "Reducer", "Selection", "VisualTokens", "build", "registry"]
+
+registry = Registry(
+    kind="reducer",
+    folder=Path(__file__).parent / "methods",
+    package="mmtok.pruning.methods",
+    base="Reducer",
+    group="mmtok.reducers",
+)
+
+
+def build(reduce: str | Reducer | Sequence[str | Reducer] | None) -> list[Reducer]:
+    """Reducers in the order they apply, from a spec, an object, or a list of them.
+
+    Raises:
+        InputError: a spec cannot be read, or two of the reducers cannot work together.
+    """
+    if reduce is None:
+        return []
+    items = [reduce] if isinstance(reduce, str | Reducer) else list(reduce)
+    return [registry.build(item) if isinstance(item, str) else item for item in items]
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_") and name in (exports := registry.exports()):
+        return registry.get(exports[name])
+    raise AttributeError(f"module 'mmtok.pruning' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *registry.exports()})

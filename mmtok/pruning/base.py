@@ -1,0 +1,168 @@
+"""What a reducer is: a frozen dataclass that overrides only the hooks it needs."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mmtok.errors import InputError
+from mmtok.tokens import Query, Selection, VisualTokens
+
+# Given the attention of one decoder layer and where the visual tokens are, which of them survive.
+DecoderRule = Callable[["LayerAttention", Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """Queries and keys of one decoder layer as the layer itself used them, after rotation.
+
+    Attributes:
+        query: (B, H, S, h).
+        key: (B, H, S, h), heads repeated where the model groups them.
+        valid: (B, S) bool, False at padding.
+        scale: factor on the scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    valid: Tensor
+    scale: float
+
+    def rows(self, batch: int, index: Tensor) -> Tensor:
+        """(R, S) head-mean causal attention of the R positions `index` of one prompt, in fp32."""
+        scores = torch.einsum(
+            "hrd,hsd->hrs", self.query[batch][:, index].float(), self.key[batch].float()
+        )
+        place = torch.arange(self.key.shape[2], device=index.device)
+        seen = (place[None] <= index[:, None]) & self.valid[batch][None]
+        return (scores * self.scale).masked_fill(~seen[None], -torch.inf).softmax(-1).mean(0)
+
+
+@dataclass(frozen=True)
+class DecoderStage:
+    """Drop visual tokens inside the decoder.
+
+    Attributes:
+        layer: the rule reads this layer's attention; later layers run without the dropped tokens.
+        rule: (attention, visual (B, S) bool) -> (B, S) bool, which visual tokens survive.
+    """
+
+    layer: int
+    rule: DecoderRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reducer:
+    """A method that keeps fewer visual tokens.
+
+    Attributes:
+        keep: tokens kept per image or video: an int, or a float in (0, 1] for a share of them,
+            rounded half up and at least one. `keep=1` is one token, `keep=1.0` all of them.
+
+    Raises:
+        InputError: keep is neither.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    budget: ClassVar[str] = "exact"
+
+    keep: int | float = 1.0
+
+    def __post_init__(self) -> None:
+        keep = self.keep
+        share = isinstance(keep, float) and 0 < keep <= 1
+        count = isinstance(keep, int) and not isinstance(keep, bool) and keep >= 1
+        if not share and not count:
+            raise InputError(
+                f"{self.name}: keep must be a number of tokens (an int >= 1) or a share of them "
+                f"(a float in (0, 1]), got {keep!r}"
+            )
+
+    @property
+    def name(self) -> str:
+        """The registered name: the stem of the file the class stands in."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def spec(self) -> str:
+        """The canonical spec that builds this object again."""
+        arguments = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
+        return f"{self.name}({arguments})"
+
+    def keep_count(self, n: int) -> int:
+        """How many of n tokens survive: the share rounded half up, at least 1 and at most n."""
+        k = math.floor(self.keep * n + 0.5) if isinstance(self.keep, float) else self.keep
+        return min(max(k, 1), n)
+
+    def decoder_schedule(self, layers: int, visual: int) -> list[int]:
+        """Visual tokens each decoder layer reads when `visual` of them enter; an upper bound
+        where the count depends on content.
+        """
+        return [visual] * layers
+
+    def before_encoder(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Change the model's inputs, pixels included, before the vision tower runs."""
+        return inputs
+
+    def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
+        """Choose among the tokens that leave the vision tower."""
+        return keep_all(tokens)
+
+    def in_decoder(self, layers: int) -> DecoderStage | None:
+        """Where and how tokens leave inside a decoder of `layers` layers."""
+        return None
+
+    def select(self, tokens: VisualTokens, query: Query | None = None) -> Selection:
+        """The selection `after_encoder` makes, as a pure function of tensors.
+
+        Raises:
+            InputError: the method needs something that `tokens` or `query` does not hold.
+        """
+        if "query" in self.needs and query is None:
+            raise InputError(f"{self.name} needs a query: pass the text's embeddings")
+        for name in self.needs - {"query"}:
+            if getattr(tokens, name) is None:
+                raise InputError(f"{self.name} needs {name}, which these tokens do not carry")
+        return self.after_encoder(tokens, query)
+
+
+def overrides(reducer: Reducer, hook: str) -> bool:
+    """Whether a reducer has its own version of a hook, so that the work behind it is needed."""
+    return getattr(type(reducer), hook) is not getattr(Reducer, hook)
+
+
+def keep_all(tokens: VisualTokens) -> Selection:
+    """Every valid token."""
+    return Selection(indices=[row.nonzero().squeeze(1) for row in tokens.mask])
+
+
+def per_item(
+    tokens: VisualTokens, keep_count: Callable[[int], int], choose: Callable[[int, Tensor, int], Tensor]
+) -> Selection:
+    """Select item by item, so that no batch-mate or padding can change another item's choice.
+
+    Args:
+        tokens: the candidates.
+        keep_count: number of valid tokens -> number to keep.
+        choose: (item, valid (n,) int64, k) -> k places among the valid ones, in any order; called
+            only when something must go.
+    """
+    indices = []
+    for item, row in enumerate(tokens.mask):
+        valid = row.nonzero().squeeze(1)
+        k = keep_count(len(valid))
+        if k < len(valid):
+            valid = valid[choose(item, valid, k).sort().values]
+        indices.append(valid)
+    return Selection(indices=indices)
+
+
+def seeded(seed: int, item_id: str) -> torch.Generator:
+    """A CPU generator that depends on the seed and the item, not on its place in a batch."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}:{item_id}".encode()))

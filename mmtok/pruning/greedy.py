@@ -1,0 +1,53 @@
+"""Greedy selection of far-apart tokens: the mathematics that diversity methods share.
+
+Cosine distance in fp32; a zero vector is at distance 1 from everything. Ties go to the lower index.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+# Above this many tokens the similarity rows are computed step by step: no N x N matrix.
+GRAM_LIMIT = 8192
+
+
+def unit(x: Tensor) -> Tensor:
+    """(N, D) rows scaled to length 1 in fp32 (fp64 stays); zero rows stay zero."""
+    x = x if x.dtype == torch.float64 else x.float()
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def greedy_diverse(
+    x: Tensor, k: int, first: int, rule: Literal["kcenter", "maxsum"] = "kcenter"
+) -> Tensor:
+    """Choose k of N tokens, each as far as possible from those already chosen.
+
+    `kcenter` maximises the distance to the nearest chosen token, `maxsum` the sum of distances to
+    all chosen ones. 2N²D FLOPs in one product up to N = 8192, above that 2NkD in k steps.
+
+    Args:
+        x: (N, D) features.
+        k: how many, 1 <= k <= N.
+        first: index of the first token.
+        rule: which of the two.
+
+    Returns:
+        (k,) int64 in the order of choice.
+    """
+    n, x = x.shape[0], unit(x)
+    gram = x @ x.T if n <= GRAM_LIMIT else None
+    score = x.new_zeros(n) if rule == "maxsum" else x.new_full((n,), torch.inf)
+    # Chosen tokens are marked, not inferred: the distance of a token to itself is not exactly 0.
+    score[first] = -torch.inf
+    chosen = torch.empty(k, dtype=torch.int64, device=x.device)
+    chosen[0] = first
+    for step in range(1, k):
+        last = chosen[step - 1]
+        distance = 1 - (gram[last] if gram is not None else x @ x[last])
+        score = score + distance if rule == "maxsum" else torch.minimum(score, distance)
+        chosen[step] = score.argmax()
+        score[chosen[step]] = -torch.inf
+    return chosen
