@@ -1,1 +1,1 @@
-"""What a run costs: the ledger, counted and analytic FLOPs, time, memory, planning without weights."""
+"""What a run costs: ledger, counted and analytic FLOPs, time, memory, plans without weights."""

@@ -20,9 +20,19 @@ from mmtok.errors import InputError
 Logits = Literal["last", "all", "none"]
 PerLayer = int | Sequence[int]
 
-DECODERS = frozenset(
-    "gemma gemma2 gemma3_text llama mistral phi3 qwen2 qwen2_vl_text qwen2_5_vl_text qwen3 "
-    "qwen3_vl_text smollm3".split()
+DECODERS = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "phi3",
+    "qwen2",
+    "qwen2_vl_text",
+    "qwen2_5_vl_text",
+    "qwen3",
+    "qwen3_vl_text",
+    "smollm3",
 )
 """Text model types with grouped-query attention and a gated FFN in every layer."""
 
@@ -109,7 +119,7 @@ def kept_in_cache(text_config: Any, layer: int, tokens: int) -> int:
     types = getattr(text_config, "layer_types", None)
     if not window or (types and types[layer] != "sliding_attention"):
         return tokens
-    return min(tokens, window - 1)
+    return min(tokens, int(window) - 1)
 
 
 def check_decoder(text_config: Any) -> None:
@@ -117,7 +127,7 @@ def check_decoder(text_config: Any) -> None:
     kind = getattr(text_config, "model_type", None)
     if kind not in DECODERS:
         raise InputError(
-            f"no closed form for text model {kind!r}; there is one for: {', '.join(sorted(DECODERS))}"
+            f"no closed form for text model {kind!r}; there is one for: {', '.join(DECODERS)}"
         )
 
 

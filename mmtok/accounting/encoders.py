@@ -82,7 +82,8 @@ def _llava_next_video(config: Any, shapes: MediaShapes) -> int:
     pooled = (round(patches**0.5) // config.spatial_pool_stride) ** 2
     tower = fixed_tower(config.vision_config, patches)
     per_crop = tower + _llava_projector(config, patches + _kept_cls(config))
-    return shapes.crops * per_crop + shapes.frames * (tower + _llava_projector(config, pooled))
+    per_frame = tower + _llava_projector(config, pooled)
+    return shapes.crops * per_crop + shapes.frames * per_frame
 
 
 def _kept_cls(config: Any) -> int:
@@ -103,14 +104,15 @@ def _internvl(config: Any, shapes: MediaShapes) -> int:
     patches = cells(config, shapes)
     shrink = int(1 / config.downsample_ratio) ** 2
     d, wide = config.vision_config.hidden_size * shrink, config.text_config.hidden_size
-    projector = 2 * (patches // shrink) * (d * wide + wide * wide)
+    projector = int(2 * (patches // shrink) * (d * wide + wide * wide))
     return (shapes.crops + shapes.frames) * (fixed_tower(config.vision_config, patches) + projector)
 
 
 def _smolvlm(config: Any, shapes: MediaShapes) -> int:
     """Tower, pixel shuffle, one linear layer: every patch meets its own slice of the weight."""
     patches = cells(config, shapes)
-    projector = 2 * patches * config.vision_config.hidden_size * config.text_config.hidden_size
+    wide = config.vision_config.hidden_size * config.text_config.hidden_size
+    projector = int(2 * patches * wide)
     return (shapes.crops + shapes.frames) * (fixed_tower(config.vision_config, patches) + projector)
 
 
@@ -118,7 +120,7 @@ def _gemma3(config: Any, shapes: MediaShapes) -> int:
     """SigLIP, average pooling (free by convention), one matrix."""
     patches = cells(config, shapes)
     wide = config.vision_config.hidden_size * config.text_config.hidden_size
-    projector = 2 * config.mm_tokens_per_image * wide
+    projector = int(2 * config.mm_tokens_per_image * wide)
     return shapes.crops * (fixed_tower(config.vision_config, patches) + projector)
 
 
@@ -126,7 +128,8 @@ def _paligemma(config: Any, shapes: MediaShapes) -> int:
     """SigLIP and one linear layer."""
     patches = cells(config, shapes)
     wide = config.vision_config.hidden_size * config.vision_config.projection_dim
-    return shapes.crops * (fixed_tower(config.vision_config, patches) + 2 * patches * wide)
+    projector = int(2 * patches * wide)
+    return shapes.crops * (fixed_tower(config.vision_config, patches) + projector)
 
 
 def _qwen2_vl(config: Any, shapes: MediaShapes) -> int:

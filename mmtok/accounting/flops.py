@@ -23,9 +23,6 @@ class FlopCount:
     """What `count_flops` counted; complete once its `with` block has ended.
 
     Attributes:
-        total: FLOPs of everything.
-        by_op: FLOPs per operation, such as {"aten.mm": 1200}.
-        by_stage: FLOPs per stage; what ran outside any stage is in `total` only.
         uncounted: calls per dispatched operation without a formula, except those of FREE_OPS.
     """
 
@@ -40,27 +37,30 @@ class FlopCount:
 
     @property
     def total(self) -> int:
+        """FLOPs of everything."""
         return self._counter.get_total_flops()
 
     @property
     def by_op(self) -> dict[str, int]:
+        """FLOPs per operation, such as {"aten.mm": 1200}."""
         return {str(op): n for op, n in self._counter.get_flop_counts().get("Global", {}).items()}
 
     @property
     def by_stage(self) -> dict[str, int]:
+        """FLOPs per stage; what ran outside any stage is in `total` only."""
         out: Counter[str] = Counter()
         for name, start, end in self._scopes.spans:
             out[name] += end - start
         return dict(out)
 
 
-class _Witness(TorchDispatchMode):
+class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the operations that reach the backend without a formula."""
 
     supports_higher_order_operators = True
 
     def __init__(self, known: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known = known
         self.seen: Counter[str] = Counter()
 

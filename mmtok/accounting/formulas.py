@@ -15,27 +15,27 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 Shape = Sequence[int]
 Formula = Callable[..., int]
 
-FREE_OPS = frozenset(
-    f"aten.{name}"
-    for name in (
-        # views: no data moves
-        "alias as_strided detach detach_ diagonal expand narrow permute real imag reshape select "
-        "slice split split_with_sizes squeeze squeeze_ t t_ transpose transpose_ unbind unfold "
-        "unsqueeze unsqueeze_ view view_as_real view_as_complex _unsafe_view _reshape_alias "
-        # creation, copies, casts
-        "arange clone copy copy_ empty empty_like empty_strided fill fill_ full full_like lift "
-        "lift_fresh lift_fresh_copy new_empty new_empty_strided new_full new_ones new_zeros ones "
-        "ones_like scalar_tensor zeros zeros_like zero_ _to_copy _pin_memory resize_ set_ "
-        "rand randn rand_like randn_like normal_ uniform_ bernoulli_ "
-        # moving values around: gathers, scatters, joins, padding
-        "cat stack constant_pad_nd repeat repeat_interleave flip roll embedding gather index "
-        "index_put index_put_ index_select masked_fill masked_fill_ masked_scatter masked_select "
-        "scatter scatter_ where tril triu nonzero slice_scatter select_scatter reflection_pad1d "
-        # comparisons, logic, reading a value
-        "eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not "
-        "bitwise_and_ bitwise_or_ any all _is_all_true equal isnan isinf isfinite isin _local_scalar_dense item"
-    ).split()
-)
+_VIEWS = """
+alias as_strided detach detach_ diagonal expand narrow permute real imag reshape select slice split
+split_with_sizes squeeze squeeze_ t t_ transpose transpose_ unbind unfold unsqueeze unsqueeze_ view
+view_as_real view_as_complex _unsafe_view _reshape_alias
+"""
+_COPIES = """
+arange bernoulli_ clone copy copy_ empty empty_like empty_strided fill fill_ full full_like lift
+lift_fresh lift_fresh_copy new_empty new_empty_strided new_full new_ones new_zeros normal_ ones
+ones_like rand rand_like randn randn_like resize_ scalar_tensor set_ uniform_ zero_ zeros zeros_like
+_pin_memory _to_copy
+"""
+_MOVES = """
+cat constant_pad_nd embedding flip gather index index_put index_put_ index_select masked_fill
+masked_fill_ masked_scatter masked_select nonzero reflection_pad1d repeat repeat_interleave roll
+scatter scatter_ select_scatter slice_scatter stack tril triu where
+"""
+_LOGIC = """
+all any bitwise_and bitwise_and_ bitwise_not bitwise_or bitwise_or_ eq equal ge gt isfinite isin
+isinf isnan item le logical_and logical_not logical_or lt ne _is_all_true _local_scalar_dense
+"""
+FREE_OPS = frozenset(f"aten.{op}" for op in (_VIEWS + _COPIES + _MOVES + _LOGIC).split())
 """Operations that do no arithmetic. Everything else without a formula is listed as uncounted."""
 
 
@@ -51,7 +51,7 @@ def extra_formulas() -> dict[Any, Formula]:
 
 
 def _sdpa(q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(q, k, v))
+    return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
 
 
 def _mm(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
@@ -86,7 +86,7 @@ def _cudnn_rnn(x: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
 
 
 def _fft(real: bool) -> Formula:
-    """5 n log2 n per complex transform of length n, half of it for real data (FFTW's convention)."""
+    """5 n log2 n per complex transform of length n, half for real data (FFTW's convention)."""
 
     def formula(x: Shape, dims: Sequence[int], *_: Any, out_shape: Shape, **__: Any) -> int:
         long = x if prod(x) >= prod(out_shape) else out_shape

@@ -55,10 +55,14 @@ _TABLE = (
     _gpu("T4", 65, 8.1, 320, bf16=False),
 )
 
+_OTHER = {"D", "LAPTOP", "MAX", "MIG", "SUPER", "TI"}  # variants with peaks of their own
+
 
 def find(device_name: str) -> Hardware | None:
     """The device of that name, such as `torch.cuda.get_device_name()` gives; None if unknown."""
     words = _words(device_name)
+    if words & _OTHER:
+        return None
     return next((hw for hw in _TABLE if _words(hw.name) <= words), None)
 
 

@@ -104,7 +104,7 @@ class Ledger:
         )
 
     def table(self) -> str:
-        """The ledger as plain text: one line per stage and the total; empty columns are left out."""
+        """The ledger as plain text: a line per stage and the total; empty columns are left out."""
         rows = [*self.stages, self.total]
         columns = [c for c in _COLUMNS if any(getattr(s, c[0]) is not None for s in self.stages)]
         lines = [["stage", *(title for _, title, _ in columns)]]
