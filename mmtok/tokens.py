@@ -25,6 +25,7 @@ class VisualTokens:
         grid: (B, 3) int64, frames, rows and columns. Default: (1, 1, valid tokens).
         cls_attention: (B, N) attention of the encoder's CLS token to each patch, or None.
         keys: (B, N, Dk) keys of the encoder's last attention layer, or None.
+        overview: (B, N) bool, True at the low-resolution overview of an AnyRes image, or None.
         item_ids: B stable names of the items: a seeded method draws from (seed, item id), so a
             batch gives what its items give one by one. Default: "0" for every item.
 
@@ -38,6 +39,7 @@ class VisualTokens:
     grid: Tensor = None  # type: ignore[assignment]
     cls_attention: Tensor | None = None
     keys: Tensor | None = None
+    overview: Tensor | None = None
     item_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -70,6 +72,7 @@ class VisualTokens:
             "position": (b, n, 3),
             "grid": (b, 3),
             "cls_attention": (b, n),
+            "overview": (b, n),
         }
         for name, shape in expected.items():
             value = getattr(self, name)
@@ -107,6 +110,7 @@ class VisualTokens:
             position=take(self.position),
             cls_attention=take(self.cls_attention),
             keys=take(self.keys),
+            overview=take(self.overview),
         )
 
 

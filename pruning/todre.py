@@ -13,15 +13,18 @@ seeded; positions of the survivors are the original ones; "text" is every token 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
-from mmtok.pruning.base import DecoderStage, LayerAttention, Reducer, per_item, seeded
+from mmtok.pruning.base import DecoderStage, Reducer, per_item, seeded
 from mmtok.pruning.greedy import greedy_diverse
 from mmtok.tokens import Query, Selection, VisualTokens
+
+if TYPE_CHECKING:
+    from mmtok.models.taps import LayerAttention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class ToDRE(Reducer):
         tau: stage 2 drops the visual tokens when both attention shares fall below it; 0 never.
         seed: for the start token of encoders without CLS.
     """
+
+    wants: ClassVar[frozenset[str]] = frozenset({"cls_attention"})
 
     keep: int | float = 0.25
     rule: Literal["kcenter", "maxsum"] = "kcenter"
@@ -60,6 +65,8 @@ class ToDRE(Reducer):
             generator = seeded(self.seed, tokens.item_ids[item])
             return int(torch.randint(len(valid), (), generator=generator))
         attention = tokens.cls_attention[item, valid]
+        if tokens.overview is not None and tokens.overview[item].any():
+            attention = attention.masked_fill(~tokens.overview[item, valid], -1)
         return int(attention.argmax())
 
     def in_decoder(self, layers: int) -> DecoderStage | None:
@@ -71,29 +78,29 @@ class ToDRE(Reducer):
 
     def _relevant(self, attention: LayerAttention, visual: Tensor) -> Tensor:
         keep = visual.clone()
-        for batch, row in enumerate(visual):
-            share = max(task_relevance(attention, batch, row))
-            keep[batch] &= share >= self.tau
+        for item, row in enumerate(visual):
+            keep[item] &= max(task_relevance(attention, item, row)) >= self.tau
         return keep
 
 
-def task_relevance(attention: LayerAttention, batch: int, visual: Tensor) -> tuple[float, float]:
-    """Share of attention that flows from text to vision, and from vision to text.
+def task_relevance(attention: LayerAttention, item: int, visual: Tensor) -> tuple[float, float]:
+    """Share of the text's attention that goes to vision, and of vision's that goes to the text.
 
-    Text is what follows the last visual token. The second share is exactly 0 under a causal mask;
-    it is what the paper's rule asks for where the decoder attends both ways over the prompt.
+    Text is what follows the last visual token. Where the image cannot see the text that follows
+    it, as under a causal mask, the second share is exactly 0 and costs nothing.
 
     Args:
         attention: queries and keys of the layer.
-        batch: which prompt.
+        item: which prompt.
         visual: (S,) bool, where its visual tokens are.
     """
     places = visual.nonzero().squeeze(1)
     if len(places) == 0:
         return 0.0, 0.0
-    after = torch.arange(len(visual), device=visual.device) > places[-1]
-    text = (after & attention.valid[batch]).nonzero().squeeze(1)
+    text = torch.arange(int(places[-1]) + 1, len(visual), device=visual.device)
     if len(text) == 0:
         return 1.0, 1.0  # nothing has asked yet: keep everything
-    from_text = attention.rows(batch, text)
-    return float(from_text[:, places].sum() / from_text.sum()), 0.0
+    from_text = attention.rows(item, text)[:, places].sum() / len(text)
+    if not attention.sees(item, places, text):
+        return float(from_text), 0.0
+    return float(from_text), float(attention.rows(item, places)[:, text].sum() / len(places))

@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,34 +14,11 @@ from torch import Tensor
 from mmtok.errors import InputError
 from mmtok.tokens import Query, Selection, VisualTokens
 
+if TYPE_CHECKING:
+    from mmtok.models.taps import LayerAttention
+
 # Given the attention of one decoder layer and where the visual tokens are, which of them survive.
 DecoderRule = Callable[["LayerAttention", Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class LayerAttention:
-    """Queries and keys of one decoder layer as the layer itself used them, after rotation.
-
-    Attributes:
-        query: (B, H, S, h).
-        key: (B, H, S, h), heads repeated where the model groups them.
-        valid: (B, S) bool, False at padding.
-        scale: factor on the scores.
-    """
-
-    query: Tensor
-    key: Tensor
-    valid: Tensor
-    scale: float
-
-    def rows(self, batch: int, index: Tensor) -> Tensor:
-        """(R, S) head-mean causal attention of the R positions `index` of one prompt, in fp32."""
-        scores = torch.einsum(
-            "hrd,hsd->hrs", self.query[batch][:, index].float(), self.key[batch].float()
-        )
-        place = torch.arange(self.key.shape[2], device=index.device)
-        seen = (place[None] <= index[:, None]) & self.valid[batch][None]
-        return (scores * self.scale).masked_fill(~seen[None], -torch.inf).softmax(-1).mean(0)
 
 
 @dataclass(frozen=True)
@@ -62,6 +39,9 @@ class Reducer:
     """A method that keeps fewer visual tokens.
 
     Attributes:
+        needs: what the method cannot work without, of {"cls_attention", "keys", "query"}.
+        wants: what it uses where the model has it.
+        budget: "exact", or "threshold" where the count depends on content.
         keep: tokens kept per image or video: an int, or a float in (0, 1] for a share of them,
             rounded half up and at least one. `keep=1` is one token, `keep=1.0` all of them.
 
@@ -70,6 +50,7 @@ class Reducer:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    wants: ClassVar[frozenset[str]] = frozenset()
     budget: ClassVar[str] = "exact"
 
     keep: int | float = 1.0

@@ -1,0 +1,248 @@
+"""The encoder seam: run the stock vision tower, choose, hand back fewer features and a shorter prompt.
+
+Every family whose `forward` takes `mm_encoder_outputs` works like this: the features of the
+survivors go in through that argument, the placeholders of the others leave the prompt, and every
+token that stays keeps its original position id.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.utils.rnn import pad_sequence
+
+from mmtok.accounting.scopes import Meter
+from mmtok.errors import InputError
+from mmtok.models.families import Family, Inputs, Layout, pack_anyres
+from mmtok.models.taps import LayerAttention, tap
+from mmtok.tokens import Selection, VisualTokens
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+@dataclass(frozen=True)
+class Media:
+    """The visual tokens of one modality, and where their placeholders are.
+
+    Attributes:
+        kind: "image" or "video".
+        output: what the encoder returned.
+        tokens: one item per image or clip.
+        places: per item, (n,) int64 places of its placeholders in the flattened (B*S) prompt.
+        kept: per item, which of the original tokens are still here.
+        deepstack: (items, N, D) features for each of the first decoder layers.
+    """
+
+    kind: str
+    output: Any
+    tokens: VisualTokens
+    places: list[Tensor]
+    kept: list[Tensor]
+    deepstack: list[Tensor]
+
+    def reduce(self, selection: Selection) -> Media:
+        """What is left after a selection among the current tokens."""
+        tokens = self.tokens.gather(selection.indices)
+        features = pad_sequence(selection.apply(self.tokens.features), batch_first=True)
+        deep = [pad_sequence(selection.apply(x), batch_first=True) for x in self.deepstack]
+        kept = [k[i] for k, i in zip(self.kept, selection.indices, strict=True)]
+        return replace(self, tokens=replace(tokens, features=features), kept=kept, deepstack=deep)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing has been dropped."""
+        return all(len(k) == len(p) for k, p in zip(self.kept, self.places, strict=True))
+
+
+def encode(model: Any, family: Family, inputs: Inputs, wants: set[str], meter: Meter) -> list[Media]:
+    """Run the vision tower on whatever pixels the inputs hold.
+
+    Args:
+        model: a Hugging Face model with a language head.
+        family: its row of the table.
+        inputs: keyword arguments of its `forward`, from its own processor.
+        wants: which of {"cls_attention"} some method will read.
+        meter: told that the stage "encode" runs.
+
+    Raises:
+        InputError: placeholders in the prompt and features do not match.
+    """
+    media = []
+    for kind, key in PIXELS.items():
+        if inputs.get(key) is None:
+            continue
+        encoder = getattr(model.base_model, f"get_{kind}_features")
+        known = inspect.signature(encoder).parameters
+        arguments = {name: value for name, value in inputs.items() if name in known}
+        rows: list[Tensor] = []
+        listen = "cls_attention" in wants and family.has_cls
+        with meter.stage("encode"), _cls_rows(model, family, rows) if listen else nullcontext():
+            output = encoder(**arguments, return_dict=True)
+        media.append(_media(model, family, inputs, kind, output, rows[0] if rows else None))
+    return media
+
+
+def _cls_rows(model: Any, family: Family, rows: list[Tensor]) -> Any:
+    """Collect the (crops, patches) attention of the CLS token in the tower's last layer."""
+
+    def use(attention: LayerAttention) -> None:
+        first = torch.zeros(1, dtype=torch.int64, device=attention.query.device)
+        crops = range(len(attention.query))
+        rows.append(torch.cat([attention.rows(crop, first)[:, 1:] for crop in crops]))
+
+    layers = model.base_model.get_submodule(family.tower)
+    return tap(layers[-1], use)
+
+
+def _media(
+    model: Any, family: Family, inputs: Inputs, kind: str, output: Any, cls: Tensor | None
+) -> Media:
+    token_id = getattr(model.config, f"{kind}_token_id")
+    placeholder = inputs["input_ids"] == token_id
+    features = _items(model, family, list(output.pooler_output), placeholder)
+    counts = [len(x) for x in features]
+    if sum(counts) != int(placeholder.sum()):
+        raise InputError(
+            f"the prompt has {int(placeholder.sum())} {kind} placeholders for {sum(counts)} "
+            f"{kind} tokens: make the inputs with the model's own processor"
+        )
+    places = placeholder.flatten().nonzero().squeeze(1).split(counts)
+    layout = family.video if kind == "video" else family.image
+    assert layout is not None, "a family without clips has no pixel_values_videos"
+    layouts = layout(model.base_model, inputs, counts)
+    tokens = VisualTokens(
+        features=pad_sequence(features, batch_first=True),
+        mask=pad_sequence([torch.ones(n, dtype=torch.bool) for n in counts], batch_first=True).to(
+            placeholder.device
+        ),
+        position=pad_sequence([x.position for x in layouts], batch_first=True).to(
+            placeholder.device
+        ),
+        grid=torch.tensor([x.grid for x in layouts], device=placeholder.device),
+        cls_attention=None
+        if cls is None
+        else pad_sequence(_per_token(model, inputs, layouts, kind, cls), batch_first=True),
+        overview=_overview(layouts, counts, placeholder.device),
+        item_ids=_ordinals(kind, places, inputs["input_ids"].shape[1]),
+    )
+    return Media(
+        kind=kind,
+        output=output,
+        tokens=tokens,
+        places=list(places),
+        kept=[torch.arange(n, device=placeholder.device) for n in counts],
+        deepstack=[
+            pad_sequence(list(layer), batch_first=True) for layer in output.deepstack_features
+        ]
+        if family.deepstack
+        else [],
+    )
+
+
+def _items(
+    model: Any, family: Family, entries: list[Tensor], placeholder: Tensor
+) -> list[Tensor]:
+    """Group or split the encoder's entries so that each is one item of the budget."""
+    if family.items == "tile":
+        vision = model.config.vision_config
+        side = vision.image_size // vision.patch_size // model.config.scale_factor
+        return [tile for entry in entries for tile in entry.split(side * side)]
+    if family.items == "run":
+        edges = torch.nn.functional.pad(placeholder.int(), (1, 1)).diff(dim=1)
+        runs = ((edges < 0).nonzero()[:, 1] - (edges > 0).nonzero()[:, 1]).tolist()
+        flat = torch.cat(entries)
+        return list(flat.split(runs)) if sum(runs) == len(flat) else [flat]
+    return entries
+
+
+def _overview(layouts: list[Layout], counts: list[int], device: torch.device) -> Tensor | None:
+    if not any(x.overview for x in layouts):
+        return None
+    rows = [torch.arange(n) < x.overview for x, n in zip(layouts, counts, strict=True)]
+    return pad_sequence(rows, batch_first=True).to(device)
+
+
+def _ordinals(kind: str, places: Any, length: int) -> tuple[str, ...]:
+    """Name items by their order within their own prompt, so that a batch-mate changes nothing."""
+    seen: dict[int, int] = {}
+    names = []
+    for place in places:
+        row = int(place[0]) // length
+        seen[row] = seen.get(row, -1) + 1
+        names.append(f"{kind}{seen[row]}")
+    return tuple(names)
+
+
+def _per_token(
+    model: Any, inputs: Inputs, layouts: list[Layout], kind: str, cls: Tensor
+) -> list[Tensor]:
+    """The CLS attention of each token, from that of each patch: averaged where tokens pool patches."""
+    if kind == "image" and "image_sizes" in inputs:
+        packed = pack_anyres(model.base_model, inputs, len(layouts), lambda crops, patches: cls)
+        return [values[:, 1] for values in packed]
+    side = int(cls.shape[1] ** 0.5)
+    views = cls.view(-1, 1, side, side).split([x.grid[0] for x in layouts])
+    out = []
+    for layout, view in zip(layouts, views, strict=True):
+        values = adaptive_avg_pool2d(view, layout.grid[1:]).flatten()
+        out.append(torch.nn.functional.pad(values, (0, len(layout.position) - len(values))))
+    return out
+
+
+def hand_back(family: Family, media: Media) -> Any:
+    """The encoder's output with the surviving features, in the form `forward` expects."""
+    if media.whole:
+        return media.output
+    rows = [x[m] for x, m in zip(media.tokens.features, media.tokens.mask, strict=True)]
+    output = type(media.output)(**media.output)
+    output.pooler_output = rows
+    if family.flat or media.kind == "video" and media.output.pooler_output.__class__ is Tensor:
+        same = len({len(x) for x in rows}) == 1
+        output.pooler_output = torch.stack(rows) if same else torch.cat(rows)[None]
+    if family.deepstack:
+        mask = media.tokens.mask
+        output.deepstack_features = [
+            [x[m] for x, m in zip(layer, mask, strict=True)] for layer in media.deepstack
+        ]
+    return output
+
+
+def kept_places(shape: torch.Size, media: list[Media]) -> tuple[Tensor, Tensor]:
+    """Which prompt tokens survive, and which of those are visual: two (B, S) bool tensors."""
+    device = media[0].places[0].device if media and media[0].places else torch.device("cpu")
+    keep = torch.ones(shape, dtype=torch.bool, device=device)
+    visual = torch.zeros_like(keep)
+    for part in media:
+        for places, kept in zip(part.places, part.kept, strict=True):
+            keep.view(-1)[places] = False
+            keep.view(-1)[places[kept]] = True
+            visual.view(-1)[places[kept]] = True
+    return keep, visual
+
+
+def compact(keep: Tensor, values: dict[str, tuple[Tensor, float]]) -> dict[str, Tensor]:
+    """Take the kept tokens of each row and pad the rows on the left to one length again.
+
+    Args:
+        keep: (B, S) bool.
+        values: name -> (tensor whose last two axes are (B, S), value to pad with).
+    """
+    length = int(keep.sum(1).max())
+    shift = length - keep.sum(1, keepdim=True)
+    target = keep.cumsum(1) - 1 + shift
+    row, column = keep.nonzero(as_tuple=True)
+    out = {}
+    for name, (value, pad) in values.items():
+        short = value.new_full((*value.shape[:-1], length), pad)
+        short[..., row, target[row, column]] = value[..., row, column]
+        out[name] = short
+    return out
+
+

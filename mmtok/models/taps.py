@@ -1,0 +1,120 @@
+"""Read the queries and keys of one attention layer while it runs, without changing how it runs.
+
+A torch function mode, active inside that one layer only, sees the arguments of
+`scaled_dot_product_attention`. The model stays on SDPA, nothing is patched, and only the attention
+rows a method asks for are ever computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from mmtok.errors import InputError
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """Queries and keys of one attention layer as the layer itself used them, after rotation.
+
+    Attributes:
+        query: (B, H, S, h).
+        key: (B, H, S, h), heads repeated where the model groups them.
+        mask: (B or 1, 1, S, S) bool or additive, as the layer got it, or None.
+        causal: whether the layer masks the future by itself.
+        scale: factor on the scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    causal: bool
+    scale: float
+
+    def rows(self, item: int, index: Tensor) -> Tensor:
+        """(R, S) attention of the R positions `index` of one item, mean over heads, in fp32."""
+        query, key = self.query[item][:, index].float(), self.key[item].float()
+        scores = query @ key.transpose(-1, -2) * self.scale
+        if self.mask is not None:
+            mask = self.mask[item if len(self.mask) > 1 else 0][:, index]
+            if mask.dtype == torch.bool:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            else:
+                scores = scores + mask.float()
+        elif self.causal:
+            place = torch.arange(key.shape[1], device=index.device)
+            scores = scores.masked_fill(place > index[:, None], -torch.inf)
+        return scores.softmax(-1).mean(0)
+
+    def sees(self, item: int, index: Tensor, target: Tensor) -> bool:
+        """Whether any of the positions `index` may attend to any of the positions `target`."""
+        if self.mask is None:
+            return not self.causal or bool(index.max() >= target.min())
+        mask = self.mask[item if len(self.mask) > 1 else 0][0][index][:, target]
+        return bool(mask.any() if mask.dtype == torch.bool else (mask > -1e4).any())
+
+
+class _Tap(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: LayerAttention | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention:
+            query, key = args[0], args[1]
+            mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+            if key.shape[1] != query.shape[1]:
+                key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+            self.seen = LayerAttention(
+                query=query,
+                key=key,
+                mask=mask,
+                causal=bool(kwargs.get("is_causal", False)),
+                scale=kwargs.get("scale") or query.shape[-1] ** -0.5,
+            )
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def tap(layer: nn.Module, use: Callable[[LayerAttention], None]) -> Iterator[None]:
+    """Hand the attention of every call of `layer` to `use`, as soon as the layer is done.
+
+    Raises:
+        InputError: the layer ran without scaled_dot_product_attention.
+    """
+    running: list[_Tap] = []
+
+    def before(module: nn.Module, args: Any) -> None:
+        running.append(_Tap())
+        running[-1].__enter__()
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        mode = running.pop()
+        mode.__exit__(None, None, None)
+        if mode.seen is not None:
+            use(mode.seen)
+        elif output is not None:  # not after an exception
+            raise InputError(
+                "this method reads attention and works with SDPA only: "
+                "load the model with attn_implementation='sdpa'"
+            )
+
+    hooks = [
+        layer.register_forward_pre_hook(before),
+        layer.register_forward_hook(after, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
