@@ -1,1 +1,1 @@
-"""mmtok.io."""
+"""Media in and pictures out: image and video files, pictures of the tokens that were kept."""

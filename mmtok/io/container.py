@@ -1,0 +1,171 @@
+"""What a video file holds, read from its packets without decoding a single frame."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+from av.stream import Disposition
+
+from mmtok.errors import InputError
+from mmtok.io.files import reason
+
+EXPECTED = "a video file (MP4, MOV, WebM, Matroska, AVI, MPEG-TS, MPEG-PS, FLV, ASF or Ogg)"
+# Playlists and image sequences are left out on purpose: they would open further files.
+_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg"
+_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoIndex:
+    """The frames of one video stream, in the order they are shown.
+
+    Attributes:
+        pts: when each frame is shown, in units of `time_base`, ascending.
+        time_base: seconds per unit.
+        seek_points: (pts, where to seek) of the frames that decoding can start from, ascending;
+            empty where the container's index does not make seeking to a frame exact.
+        last_duration: how long the last frame is shown, in units; 0 where the file does not say.
+        size: (width, height) as coded, before rotation.
+        rotation: degrees, counterclockwise, that turn the coded picture upright.
+        timed: whether `pts` are the decoder's own; otherwise they just number the frames.
+    """
+
+    pts: list[int]
+    time_base: float
+    seek_points: list[tuple[int, int]]
+    last_duration: int
+    size: tuple[int, int]
+    rotation: int
+    timed: bool
+
+    @property
+    def timestamps_s(self) -> list[float]:
+        """Seconds from the first frame to each frame."""
+        return [(pts - self.pts[0]) * self.time_base for pts in self.pts]
+
+    @property
+    def fps(self) -> float:
+        """Frames per second on average; of a single frame, one over how long it is shown."""
+        span = self.pts[-1] - self.pts[0] or self.last_duration
+        return max(len(self.pts) - 1, 1) / (span * self.time_base) if span > 0 else 1.0
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first frame to the end of the last one."""
+        last_s = self.last_duration * self.time_base if self.last_duration > 0 else 1 / self.fps
+        return self.timestamps_s[-1] + last_s
+
+
+@contextmanager
+def open_video(file: Path) -> Iterator[tuple[Any, Any]]:
+    """The open PyAV container and its first true video stream (cover art does not count).
+
+    Raises:
+        InputError: not a video, no video stream, or damaged, also when that shows while reading.
+    """
+    try:
+        # "file:" keeps names with a colon from being taken for a network address.
+        with av.open(f"file:{file}", options={"format_whitelist": _DEMUXERS}) as container:
+            videos = container.streams.video
+            streams = [s for s in videos if not s.disposition & Disposition.attached_pic]
+            if not streams:
+                kind = "only sound" if container.streams.audio else "no stream of any kind"
+                raise InputError(f"{file}: holds {kind}, expected a file with a video stream")
+            yield container, streams[0]
+    except (av.error.FFmpegError, UnicodeError) as error:
+        raise InputError(
+            f"{file}: not a video, or a damaged one ({reason(error)}), expected {EXPECTED}"
+        ) from None
+
+
+def index_video(file: Path) -> VideoIndex:
+    """Read a file's packets, not its pictures, and list the frames they hold.
+
+    Raises:
+        InputError: cut off, damaged, without frames, or not a video at all.
+    """
+    with file.open("rb") as stream:
+        missing = missing_bytes(stream, file.stat().st_size)
+    if missing:
+        raise InputError(f"{file}: cut off, {missing} bytes are missing, expected a complete file")
+    with open_video(file) as (container, stream):
+        demuxer = container.format.name
+        packets = [p for p in container.demux(stream) if p.size]
+        if any(p.is_corrupt for p in packets):
+            raise InputError(f"{file}: damaged or cut off, expected a complete video file")
+        shown = [p for p in packets if not p.is_discard]
+        times = sorted({p.pts for p in shown if p.pts is not None})
+        time_base = stream.time_base
+    size, rotation = _first_frame(file)
+    if len(times) < len(shown) or not time_base:
+        return _index_by_decoding(file, size, rotation)
+    return VideoIndex(
+        pts=times,
+        time_base=float(time_base),
+        seek_points=_seek_points(packets, demuxer),
+        last_duration=int(max(shown, key=lambda p: p.pts).duration or 0),
+        size=size,
+        rotation=rotation,
+        timed=True,
+    )
+
+
+def _seek_points(packets: list[Any], demuxer: str) -> list[tuple[int, int]]:
+    """(pts, where to seek) of the key frames: MP4 is indexed by dts, Matroska by pts."""
+    keys = [p for p in packets if p.is_keyframe and p.pts is not None]
+    if "mp4" in demuxer:
+        return sorted((p.pts, p.pts if p.dts is None else p.dts) for p in keys)
+    if "matroska" in demuxer:
+        return sorted((p.pts, p.pts) for p in keys)
+    return []
+
+
+def _first_frame(file: Path) -> tuple[tuple[int, int], int]:
+    """Coded (width, height) and rotation, from the first frame: proof that decoding works."""
+    with open_video(file) as (container, stream):
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise InputError(f"{file}: holds a video stream without frames, expected at least one")
+        return (frame.width, frame.height), frame.rotation
+
+
+def _index_by_decoding(file: Path, size: tuple[int, int], rotation: int) -> VideoIndex:
+    """For files whose packets carry no usable times: decode once, keep no picture."""
+    with open_video(file) as (container, stream):
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        count = sum(1 for _ in container.decode(stream))
+    return VideoIndex(
+        pts=list(range(count)),
+        time_base=1 / rate,
+        seek_points=[],
+        last_duration=1,
+        size=size,
+        rotation=rotation,
+        timed=False,
+    )
+
+
+def missing_bytes(stream: BinaryIO, size: int) -> int:
+    """How many bytes an MP4 or MOV file of `size` bytes lacks by its own table of boxes.
+
+    0 for a complete file and for any other kind of file.
+    """
+    position = 0
+    while position + 8 <= size:
+        stream.seek(position)
+        head = stream.read(16)
+        length, kind = struct.unpack(">I4s", head[:8])
+        if position == 0 and kind not in _ISO_BOXES:
+            return 0
+        if length == 1 and len(head) == 16:
+            length = struct.unpack(">Q", head[8:])[0]
+        if length < 8:
+            return 0
+        position += length
+    return max(position - size, 0)

@@ -1,0 +1,48 @@
+"""What every reader checks first: the path names a file that is there, readable and not empty."""
+
+from __future__ import annotations
+
+import os
+from os import PathLike
+from pathlib import Path
+
+from mmtok.errors import InputError
+
+
+def check_file(path: str | PathLike[str], expected: str) -> Path:
+    """The path as a `Path`, once it is known to name a readable, non-empty regular file.
+
+    Args:
+        path: what the user gave.
+        expected: what should lie there, for the message ("an image file: JPEG, PNG, ...").
+
+    Raises:
+        InputError: nothing there, a directory, a pipe or device, no permission, or no bytes.
+    """
+    file = Path(path)
+    try:
+        if file.is_dir():
+            raise InputError(f"{file}: is a directory, expected {expected}")
+        if not file.exists():
+            raise InputError(f"{file}: no such file, expected {expected}")
+        if not file.is_file():
+            raise InputError(f"{file}: is not a regular file, expected {expected}")
+        size = file.stat().st_size
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file}: cannot be read ({reason(error)}), expected {expected}") from None
+    if not os.access(file, os.R_OK):
+        raise InputError(f"{file}: no permission to read it, expected {expected}")
+    if size == 0:
+        raise InputError(f"{file}: is empty (0 bytes), expected {expected}")
+    return file
+
+
+def reason(error: BaseException) -> str:
+    """The message of an exception as one line, without the file name some libraries add."""
+    said = getattr(error, "strerror", None)
+    if said:
+        return str(said)
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
