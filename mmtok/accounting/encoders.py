@@ -69,7 +69,7 @@ def fixed_tower(vision: Any, patches: int) -> int:
 def _llava(config: Any, shapes: MediaShapes) -> int:
     """Tower, then two linear layers over the patches of every crop."""
     patches = cells(config, shapes)
-    read = patches + _kept_cls(config)
+    read = patches + kept_cls(config)
     crop = fixed_tower(config.vision_config, patches) + _llava_projector(config, read)
     return (shapes.crops + shapes.frames) * crop
 
@@ -81,12 +81,12 @@ def _llava_next_video(config: Any, shapes: MediaShapes) -> int:
     patches = cells(config, shapes)
     pooled = (round(patches**0.5) // config.spatial_pool_stride) ** 2
     tower = fixed_tower(config.vision_config, patches)
-    per_crop = tower + _llava_projector(config, patches + _kept_cls(config))
+    per_crop = tower + _llava_projector(config, patches + kept_cls(config))
     per_frame = tower + _llava_projector(config, pooled)
     return shapes.crops * per_crop + shapes.frames * per_frame
 
 
-def _kept_cls(config: Any) -> int:
+def kept_cls(config: Any) -> int:
     """CLS tokens that reach the projector (only with the "full" feature strategy)."""
     cls = CLS_TOKENS.get(config.vision_config.model_type, 0)
     return 0 if config.vision_feature_select_strategy == "default" else cls

@@ -1,0 +1,228 @@
+"""What a model would cost with and without a reducer: from its config alone, no weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtok.accounting.analytic import Logits, decoder_flops, kv_bytes
+from mmtok.accounting.encoders import encoder_flops
+from mmtok.accounting.ledger import Ledger, Stage, render, si
+from mmtok.accounting.planned import PlannedMedia, planned
+from mmtok.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmtok.pruning import Reducer
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One side of a plan.
+
+    Attributes:
+        ledger: stages with tokens, analytic FLOPs and KV bytes; nothing is measured.
+        visual_tokens: visual tokens that enter the language model.
+        prefill_flops: of the language model, logits included, encoder not.
+        kv_bytes: bytes of the KV cache after the prefill.
+    """
+
+    ledger: Ledger
+    visual_tokens: int
+    prefill_flops: int
+    kv_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"stages", "total", "prefill_flops", "kv_bytes", "visual_tokens"}, JSON-ready."""
+        return {
+            "stages": [asdict(stage) for stage in self.ledger.stages],
+            "total": asdict(self.ledger.total),
+            "prefill_flops": self.prefill_flops,
+            "kv_bytes": self.kv_bytes,
+            "visual_tokens": self.visual_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Baseline and reduced cost of one prompt.
+
+    Attributes:
+        baseline: all visual tokens kept.
+        reduced: with the reducer; equal to the baseline without one. An upper bound where a
+            method decides by content how many tokens it keeps.
+        meta: model, reducer and what was assumed.
+    """
+
+    baseline: Cost
+    reduced: Cost
+    meta: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"baseline": {...}, "reduced": {...}, "meta": {...}}, JSON-ready."""
+        return {
+            "baseline": self.baseline.to_dict(),
+            "reduced": self.reduced.to_dict(),
+            "meta": dict(self.meta),
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict())
+
+    def table(self) -> str:
+        """Both sides stage by stage, and how many times less the reduced one costs."""
+        lines = [["stage", "tokens", "reduced", "FLOPs", "reduced", "less", "KV bytes", "reduced"]]
+        names = [stage.stage for stage in self.reduced.ledger.stages]
+        for name in [*names, "total"]:
+            full, less = (_row(side.ledger, name) for side in (self.baseline, self.reduced))
+            lines.append(
+                [
+                    name,
+                    _text(full.tokens_in),
+                    _text(less.tokens_in),
+                    _si(full.flops_analytic),
+                    _si(less.flops_analytic),
+                    _ratio(full.flops_analytic, less.flops_analytic),
+                    _text(full.kv_bytes),
+                    _text(less.kv_bytes),
+                ]
+            )
+        return render(lines)
+
+
+def plan(
+    model: Any,
+    *,
+    reduce: str | Reducer | Sequence[str | Reducer] | None = None,
+    text_tokens: int = 64,
+    image_size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    images: int = 1,
+    dtype: str = "float16",
+    new_tokens: int = 1,
+    logits: Logits = "last",
+) -> Plan:
+    """FLOPs and KV bytes of one prompt, without weights and without a download.
+
+    Args:
+        model: name of a shipped config such as "llava-1.5-7b", a config.json or its folder, or a
+            transformers config.
+        reduce: spec, reducer, or a list of them.
+        text_tokens: all tokens that are not visual, markers and template included.
+        image_size: (height, width) of the pictures or frames in pixels. Default: the vision
+            tower's own size, or 448 x 448 where it takes any.
+        frames: plan one clip of that many frames in place of pictures.
+        images: number of pictures.
+        dtype: of the KV cache.
+        new_tokens: tokens generated; the first comes from the prefill, so 1 means no decode step.
+        logits: positions the prefill computes logits for: "last" as in `generate`, or "all".
+
+    Raises:
+        InputError: unknown model or reducer, no closed form for it, or numbers out of range.
+    """
+    if text_tokens < 0 or new_tokens < 1:
+        raise InputError(
+            f"expected text_tokens >= 0 and new_tokens >= 1, got {text_tokens} and {new_tokens}"
+        )
+    from mmtok.pruning import build
+
+    config = _config(model)
+    media = planned(config, size=image_size, images=images, frames=frames)
+    ask = _Ask(config, media, text_tokens, new_tokens, dtype, logits)
+    reducers = build(reduce)
+    return Plan(
+        baseline=_cost(ask, []),
+        reduced=_cost(ask, reducers),
+        meta={
+            "model": model if isinstance(model, str) else config.model_type,
+            "reduce": [reducer.spec for reducer in reducers],
+            "text_tokens": text_tokens,
+            "new_tokens": new_tokens,
+            "dtype": dtype,
+            "logits": logits,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """What is the same on both sides of a plan."""
+
+    config: Any
+    media: PlannedMedia
+    text_tokens: int
+    new_tokens: int
+    dtype: str
+    logits: Logits
+
+
+def _config(model: Any) -> Any:
+    if not isinstance(model, str | Path):
+        return model
+    from mmtok.models.load import load_config, shipped_names
+
+    name = str(model)
+    return load_config(name.lower() if name.lower() in shipped_names() else name)
+
+
+def _cost(ask: _Ask, reducers: Sequence[Reducer]) -> Cost:
+    text = ask.config.text_config
+    before = sum(ask.media.items)
+    entering, visual = _kept(reducers, ask.media.items, text.num_hidden_layers)
+    lengths = [n + ask.text_tokens for n in visual]
+    encode = encoder_flops(ask.config, ask.media.shapes)
+    prefill = decoder_flops(text, lengths, logits=ask.logits)
+    cache = kv_bytes(text, lengths, ask.dtype)
+    stages = [Stage("encode", tokens_out=before, flops_analytic=encode)]
+    if reducers:
+        stages.append(Stage("reduce.select", tokens_in=before, tokens_out=entering))
+    total = entering + ask.text_tokens
+    stages.append(
+        Stage("prefill", tokens_in=total, flops_analytic=prefill, kv_bytes=cache),
+    )
+    if ask.new_tokens > 1:
+        steps = range(1, ask.new_tokens)
+        decode = sum(decoder_flops(text, 1, [n + step for n in lengths]) for step in steps)
+        grown = kv_bytes(text, [n + len(steps) for n in lengths], ask.dtype)
+        stages.append(
+            Stage("decode", tokens_out=ask.new_tokens, flops_analytic=decode, kv_bytes=grown)
+        )
+    return Cost(Ledger(stages), entering, prefill, cache)
+
+
+def _kept(reducers: Sequence[Reducer], items: list[int], layers: int) -> tuple[int, list[int]]:
+    """Visual tokens that enter the language model, and those each of its layers reads.
+
+    Where a method decides by content, these are upper bounds.
+    """
+    from mmtok.pruning.base import overrides
+
+    for reducer in reducers:
+        if overrides(reducer, "after_encoder"):
+            counts = [reducer.keep_count(n) for n in items]
+            items = [n if kept is None else kept for n, kept in zip(items, counts, strict=True)]
+    entering = sum(items)
+    schedules = [reducer.decoder_schedule(layers, entering) for reducer in reducers]
+    return entering, [min(column) for column in zip([entering] * layers, *schedules, strict=True)]
+
+
+def _row(ledger: Ledger, name: str) -> Stage:
+    """The stage of that name; empty where a ledger has none."""
+    rows = [*ledger.stages, ledger.total]
+    return next((stage for stage in rows if stage.stage == name), Stage(name))
+
+
+def _text(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _si(value: int | None) -> str:
+    return "" if value is None else si(value)
+
+
+def _ratio(full: int | None, less: int | None) -> str:
+    return f"{full / less:.2f}x" if full and less else ""
