@@ -1,0 +1,187 @@
+"""`load`: a vision-language model by name, from a folder, from the hub, or with random weights.
+
+Every model is the stock transformers class with its stock processor: no remote code, no pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from mmtok.errors import InputError
+from mmtok.models.lvlm import LVLM, first_line
+
+_DATA = Path(__file__).parent / "data"
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Names of the real configurations that ship with mmtok, for `dummy=True` and for planning."""
+    return tuple(sorted(path.stem for path in (_DATA / "configs").glob("*.json")))
+
+
+def embedded_names() -> tuple[str, ...]:
+    """Names of the trained models that ship with mmtok."""
+    return tuple(sorted(p.parent.name for p in _DATA.glob("*/config.json")))
+
+
+def load_config(name: str) -> Any:
+    """The configuration behind `name`: shipped, a family's tiny one, a folder or a config.json.
+
+    Raises:
+        InputError: the name is unknown, the file is no configuration, or its `model_type` is not
+            one of an image-text-to-text model.
+    """
+    from mmtok.models.dummy import FAMILIES, tiny_config
+
+    shipped = _DATA / "configs" / f"{name}.json"
+    if name in FAMILIES:
+        return tiny_config(name)
+    if name in shipped_names():
+        return _read_config(shipped)
+    if name in embedded_names():
+        return _read_config(_DATA / name / "config.json")
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise _unknown(name, (*shipped_names(), *embedded_names(), *FAMILIES))
+    return _read_config(path / "config.json" if path.is_dir() else path)
+
+
+def load(
+    name: str,
+    *,
+    dummy: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    seed: int = 0,
+    attn_implementation: str | None = None,
+) -> LVLM:
+    """A vision-language model, ready for inference.
+
+    Args:
+        name: an embedded model ("tiny"), a folder, or a hub id ("llava-hf/llava-1.5-7b-hf"). With
+            `dummy`: a shipped configuration ("llava-1.5-7b"), a family ("qwen2_vl": a tiny one), a
+            folder or a config.json.
+        dummy: random weights drawn from `seed`, with a byte tokenizer; nothing is downloaded.
+        dtype: "float32", "float16", "bfloat16", or "auto": float32 on a CPU, else the type in
+            which the model was published.
+        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
+        revision: branch, tag or commit of a hub id.
+        seed: of the random weights.
+        attn_implementation: as in transformers; default SDPA where the family has it.
+
+    Raises:
+        InputError: the name is unknown, files are missing or unreadable, the hub cannot be
+            reached, there is no such device, or the model does not read images.
+    """
+    import torch
+
+    from mmtok.models.weights import pick_device, random_model
+
+    where = pick_device(device)
+    if dtype not in ("auto", *_DTYPES):
+        raise InputError(f"dtype must be auto, {', '.join(_DTYPES)}; got {dtype!r}")
+    kind = "float32" if dtype == "auto" and where.type == "cpu" else dtype
+    options: dict[str, Any] = {"dtype": kind if kind == "auto" else getattr(torch, kind)}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if dummy:
+        from mmtok.models.processors import build_processor
+
+        config = load_config(name)
+        processor = build_processor(config)
+        with _clear_errors(name):
+            model: Any = random_model(config, where, seed, **options)
+        model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    else:
+        source = _source(name)
+        model, processor = _pretrained(name, source, revision, **options)
+        model = model.to(where)
+    model.eval().requires_grad_(False)
+    return LVLM(model=model, processor=processor, name=name, config=model.config)
+
+
+def _pretrained(name: str, source: str, revision: str | None, **options: Any) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    common = {"revision": revision} if revision else {}
+    with _clear_errors(name):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
+    _check_reads_images(config, name)
+    with _clear_errors(name):
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False, **common)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, trust_remote_code=False, use_safetensors=True, **common, **options
+        )
+    return model, processor
+
+
+def _source(name: str) -> str:
+    """Folder or hub id of a model with weights."""
+    if name in embedded_names():
+        return str(_DATA / name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{name}: no config.json in this folder; expected a model's folder")
+        if not any(path.glob("*.safetensors")):
+            raise InputError(f"{name}: no .safetensors weights here; dummy=True needs none")
+        return str(path)
+    if name in shipped_names():
+        raise InputError(
+            f"{name!r} ships as a configuration without weights: pass dummy=True for random ones, "
+            "or a hub id or folder for trained ones"
+        )
+    looks_like_a_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if name.count("/") != 1 or looks_like_a_path:
+        raise _unknown(name, (*embedded_names(), *shipped_names()))
+    return name
+
+
+def _read_config(path: Path) -> Any:
+    import json
+
+    from transformers import AutoConfig
+
+    if not path.is_file():
+        raise InputError(f"{path}: not found; expected a model's config.json")
+    try:
+        config = AutoConfig.for_model(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a model's config.json: {first_line(error)}") from error
+    _check_reads_images(config, str(path))
+    return config
+
+
+def _check_reads_images(config: Any, name: str) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise InputError(
+            f"{name}: model_type {config.model_type!r} is not an image-text-to-text model; "
+            "expected a vision-language model such as llava or qwen2_5_vl"
+        )
+
+
+def _unknown(name: str, known: Sequence[str]) -> InputError:
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known names: {', '.join(known)}"
+    return InputError(f"no model or folder named {name!r}; {hint} A hub id reads owner/name.")
+
+
+@contextmanager
+def _clear_errors(name: str) -> Iterator[None]:
+    """What transformers raises for a missing, broken or unreachable model, in one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"cannot load {name!r}: {first_line(error)} Check the name and the network, or give "
+            "a local folder with config.json, .safetensors and processor files."
+        ) from error

@@ -1,0 +1,153 @@
+"""LVLM: a vision-language model, its processor, and prompts made for the two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmtok.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+Clip = Sequence["Image"]
+Prompt = tuple[Sequence["Image"] | None, Sequence[Clip] | None, str]
+"""Images, clips (each a list of frames) and the question."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LVLM:
+    """A vision-language model with what is needed to talk to it.
+
+    Attributes:
+        model: a transformers image-text-to-text model, in eval mode, without gradients.
+        processor: its `ProcessorMixin`, with a chat template.
+        name: what it was loaded by.
+        config: the model's configuration.
+    """
+
+    model: Any
+    processor: Any
+    name: str
+    config: Any
+
+    @property
+    def family(self) -> str:
+        """The `model_type` of the configuration, such as "llava" or "qwen2_5_vl"."""
+        return str(self.config.model_type)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating point type of the weights."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    def inputs(
+        self,
+        images: Sequence[Image] | None = None,
+        text: str | Sequence[str] = "",
+        videos: Sequence[Clip] | None = None,
+        *,
+        fps: float = 2.0,
+    ) -> dict[str, Tensor]:
+        """Model inputs for one question, or for several about the same images and clips.
+
+        Args:
+            images: PIL images, all of them part of each prompt.
+            text: the question; a list gives one row per question.
+            videos: clips, each a list of PIL frames. They follow the images.
+            fps: frames per second at which the clips' frames were taken.
+
+        Returns:
+            `input_ids` (B, T) and `attention_mask` (B, T), padded on the left, with the family's
+            pixel tensors, on the model's device, floating point in the model's type.
+
+        Raises:
+            InputError: the processor cannot make a prompt of this input.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        return self.inputs_batch([(images, videos, t) for t in texts], fps=fps)
+
+    def inputs_batch(self, prompts: Sequence[Prompt], *, fps: float = 2.0) -> dict[str, Tensor]:
+        """Model inputs for prompts that each have their own images, clips and question.
+
+        A family that knows no clips, or none beside images, reads a clip's frames as images.
+        Arguments, result and errors as in `inputs`.
+        """
+        if not prompts:
+            raise InputError("a batch needs at least one prompt, got none")
+        media = [(list(images or ()), list(videos or ())) for images, videos, _ in prompts]
+        if not self._reads_clips(any(images for images, _ in media)):
+            media = [(images + [f for clip in clips for f in clip], []) for images, clips in media]
+        texts = [
+            self._chat(len(images), len(clips), text)
+            for (images, clips), (_, _, text) in zip(media, prompts, strict=True)
+        ]
+        images = [images for images, _ in media] if any(i for i, _ in media) else None
+        clips = [clip for _, clips in media for clip in clips]
+        bos = self.processor.tokenizer.bos_token
+        try:
+            batch = self.processor(
+                text=texts,
+                images=images,
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+                add_special_tokens=not (bos and texts[0].startswith(bos)),
+                **_clip_options(clips, fps),
+            )
+        except ValueError as error:
+            uneven = len({len(clip) for clip in clips}) > 1
+            hint = "; this family needs clips of equal frame counts in a batch" if uneven else ""
+            raise InputError(f"{self.name}: {first_line(error)}{hint}") from error
+        batch.pop("labels", None)
+        return dict(batch.to(self.device, dtype=self.dtype))
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """The text of token ids (B, T), special tokens left out, one string a row."""
+        texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [str(text).strip() for text in texts]
+
+    def _reads_clips(self, beside_images: bool) -> bool:
+        video = getattr(self.processor, "video_processor", None)
+        if video is None:
+            return False
+        shared = video.model_input_names[0] in self.processor.image_processor.model_input_names
+        return not (shared and beside_images)
+
+    def _chat(self, images: int, clips: int, text: str) -> str:
+        content = [{"type": "image"}] * images + [{"type": "video"}] * clips
+        message = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+        prompt = self.processor.apply_chat_template([message], add_generation_prompt=True)
+        return str(prompt)
+
+
+def _clip_options(clips: list[Clip], fps: float) -> dict[str, Any]:
+    if not clips:
+        return {}
+    from transformers.video_utils import VideoMetadata
+
+    metadata = [
+        VideoMetadata(
+            total_num_frames=len(clip),
+            fps=fps,
+            duration=len(clip) / fps,
+            frames_indices=list(range(len(clip))),
+        )
+        for clip in clips
+    ]
+    return {"videos": clips, "video_metadata": metadata, "do_sample_frames": False}
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type's name where it has none."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
