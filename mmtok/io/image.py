@@ -25,7 +25,7 @@ MAX_ASPECT = 200
 """Most that one side may exceed the other, as in Qwen-VL: processors that scale the short side
 to a fixed size would otherwise blow a thin strip up to gigabytes."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 _EXPECTED = "an image file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF or JPEG 2000)"
 _BROKEN_FILE = (
     OSError,
@@ -57,10 +57,12 @@ def load_image(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Im
             image, one above the limits, or one in floating point or wider than 16 bits.
     """
     file = check_file(path, _EXPECTED)
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(file, formats=FORMATS)
+            opened = Image.open(file, formats=formats)
         with opened:
             check_size(opened.size, max_pixels=max_pixels, name=str(file))
             opened.load()

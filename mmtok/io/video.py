@@ -28,8 +28,7 @@ MAX_PIXELS = 7680 * 4320
 MAX_CLIP_PIXELS = 2**29
 """Most pixels of all sampled frames together: 536,870,912, or 1.5 GiB of RGB."""
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".ts", ".m2ts", ".mpg", ".mpeg")
-SUFFIXES += (".flv", ".wmv", ".asf", ".ogv", ".3gp")
+_SUFFIXES = ".mp4 .m4v .mov .3gp .webm .mkv .avi .ts .m2ts .mpg .mpeg .flv .wmv .asf .ogv"
 _STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"M4A ")
 
 Backend = Literal["auto", "decord", "pyav"]
@@ -140,7 +139,7 @@ def is_video(path: str | PathLike[str]) -> bool:
         return head[8:12] == b"AVI "
     if head.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")):
         return False
-    return file.suffix.lower() in SUFFIXES
+    return file.suffix.lower() in _SUFFIXES.split(" ")
 
 
 def _check_arguments(
