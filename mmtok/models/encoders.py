@@ -7,13 +7,14 @@ keys the layer itself used (rotated and normalised, where the model does so); th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmtok.errors import InputError
 from mmtok.models.families import cells
@@ -69,7 +70,8 @@ class Encoder:
         self._check(pixels)
         weight = next(self.model.parameters())
         seen: list[LayerAttention] = []
-        with torch.no_grad(), tap(self.attention, seen.append):
+        watch = _tap_torch if isinstance(self.attention, nn.MultiheadAttention) else tap
+        with torch.no_grad(), watch(self.attention, seen.append):
             features = self.patches(pixels.to(weight.device, weight.dtype))
         height, width = (n // p for n, p in zip(pixels.shape[-2:], self.patch_size, strict=True))
         batch, device = len(pixels), features.device
@@ -101,6 +103,39 @@ class Encoder:
         size = tuple(pixels.shape[-2:])
         if self.image_size is not None and size != self.image_size:
             raise InputError(f"{self.name}: takes images of {self.image_size} pixels, got {size}")
+
+
+@contextmanager
+def _tap_torch(
+    layer: nn.MultiheadAttention, use: Callable[[LayerAttention], None]
+) -> Iterator[None]:
+    """`tap` for torch's own layer, whose fused kernel keeps queries and keys to itself.
+
+    They are projected once more from the layer's input: all keys, and the query of the CLS token.
+    """
+
+    def before(module: nn.MultiheadAttention, args: tuple[Tensor, ...]) -> None:
+        weights = module.in_proj_weight.chunk(3)
+        biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+        query, key = (
+            nn.functional.linear(x, weight, bias).unflatten(-1, (module.num_heads, -1))
+            for x, weight, bias in zip((args[0][:, :1], args[1]), weights, biases, strict=False)
+        )
+        use(
+            LayerAttention(
+                query=query.transpose(1, 2),
+                key=key.transpose(1, 2),
+                mask=None,
+                causal=False,
+                scale=module.head_dim**-0.5,
+            )
+        )
+
+    hook = layer.register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def load_encoder(
