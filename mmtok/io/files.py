@@ -28,9 +28,7 @@ def check_file(path: str | PathLike[str], expected: str) -> Path:
         if not file.is_file():
             raise InputError(f"{file}: is not a regular file, expected {expected}")
         size = file.stat().st_size
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except OSError as error:
         raise InputError(f"{file}: cannot be read ({reason(error)}), expected {expected}") from None
     if not os.access(file, os.R_OK):
         raise InputError(f"{file}: no permission to read it, expected {expected}")
