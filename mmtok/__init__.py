@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from mmtok.accounting.plan import plan
     from mmtok.errors import InputError
     from mmtok.models.encoders import load_encoder
-    from mmtok.models.load import LVLM, load
+    from mmtok.models.load import load
+    from mmtok.models.lvlm import LVLM
     from mmtok.models.reduced import reduced
     from mmtok.pipeline import Pipeline, Result
     from mmtok.tokens import Codes, Query, Selection, VisualTokens
@@ -23,7 +24,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Codes": "mmtok.tokens",
     "InputError": "mmtok.errors",
-    "LVLM": "mmtok.models.load",
+    "LVLM": "mmtok.models.lvlm",
     "Ledger": "mmtok.accounting.ledger",
     "Pipeline": "mmtok.pipeline",
     "Query": "mmtok.tokens",

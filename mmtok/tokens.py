@@ -46,7 +46,8 @@ class VisualTokens:
         x = self.features
         if x.ndim != 3 or not x.is_floating_point():
             raise InputError(
-                f"features must be a floating point tensor (B, N, D), got {tuple(x.shape)} {x.dtype}"
+                "features must be floating point of shape (B, N, D), got "
+                f"{tuple(x.shape)} {x.dtype}"
             )
         b, n, _ = x.shape
         fill = object.__setattr__
@@ -89,28 +90,23 @@ class VisualTokens:
         return self.mask.sum(1)
 
     def gather(self, indices: list[Tensor]) -> VisualTokens:
-        """The tokens at `indices`, one int64 (k_b,) tensor per item, padded again to the longest."""
+        """The tokens at `indices`, one int64 (k_b,) tensor per item, padded to the longest."""
         index, mask = pad_indices(indices, self.features.device)
 
-        def take(x: Tensor | None) -> Tensor | None:
-            if x is None:
-                return None
+        def take(x: Tensor) -> Tensor:
             shaped = index.reshape(*index.shape, *(1,) * (x.ndim - 2)).expand(
                 *index.shape, *x.shape[2:]
             )
             return x.gather(1, shaped)
 
-        features = self.features.gather(
-            1, index[..., None].expand(*index.shape, self.features.shape[-1])
-        )
         return replace(
             self,
-            features=features.masked_fill(~mask[..., None], 0),
+            features=take(self.features).masked_fill(~mask[..., None], 0),
             mask=mask,
             position=take(self.position),
-            cls_attention=take(self.cls_attention),
-            keys=take(self.keys),
-            overview=take(self.overview),
+            cls_attention=None if self.cls_attention is None else take(self.cls_attention),
+            keys=None if self.keys is None else take(self.keys),
+            overview=None if self.overview is None else take(self.overview),
         )
 
 

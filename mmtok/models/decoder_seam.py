@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,18 @@ from mmtok.accounting.scopes import Meter
 from mmtok.errors import InputError
 from mmtok.models.taps import LayerAttention, tap
 from mmtok.pruning.base import DecoderStage
+
+
+@dataclass(frozen=True)
+class _Dropped:
+    """What the layers behind the stage read: (B, K) places in a prompt of `prompt` tokens.
+
+    `real` is False at the padding on the left of rows that dropped more than others.
+    """
+
+    index: Tensor
+    real: Tensor
+    prompt: int
 
 
 class DecoderSeam:
@@ -36,19 +49,13 @@ class DecoderSeam:
 
     def __init__(self, layers: nn.ModuleList, stage: DecoderStage, meter: Meter) -> None:
         self.layers, self.stage, self.meter = layers, stage, meter
-        self.visual: Tensor | None = None
-        self.valid: Tensor | None = None
-        self._clear()
+        self.start(None, None)
 
     def start(self, visual: Tensor | None, valid: Tensor | None) -> None:
         """Get ready for a prompt: its (B, S) visual tokens and its (B, S) tokens but padding."""
-        self._clear()
         self.visual, self.valid = visual, valid
-
-    def _clear(self) -> None:
         self.survivors: Tensor | None = None
-        self.index: Tensor | None = None  # (B, K) places of the survivors, left-padded
-        self.real: Tensor | None = None  # (B, K) False at that padding
+        self._dropped: _Dropped | None = None
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -71,74 +78,85 @@ class DecoderSeam:
         if bool(keep.all()):
             return
         counts = keep.sum(1)
-        slot = torch.arange(int(counts.max()), device=keep.device) - (counts.max() - counts)[:, None]
+        slot = (
+            torch.arange(int(counts.max()), device=keep.device) - (counts.max() - counts)[:, None]
+        )
         order = (~keep).int().argsort(dim=1, stable=True)  # survivors first, in order
-        self.real = slot >= 0
-        self.index = order.gather(1, slot.clamp_min(0))
+        index = order.gather(1, slot.clamp_min(0))
+        self._dropped = _Dropped(index=index, real=slot >= 0, prompt=keep.shape[1])
 
     def _shorten(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        if self.index is None or self.visual is None:
+        if self._dropped is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
-        prompt = self.visual.shape[1]
         kwargs = dict(kwargs)
-        if hidden.shape[1] in (prompt, self.index.shape[1]) and hidden.shape[1] > 1:
-            self._shorten_prompt(kwargs)
-            if hidden.shape[1] == prompt:
-                hidden = _rows(hidden, self.index, dim=1)
-        else:
-            past = kwargs["past_key_values"].get_seq_length(layer.self_attn.layer_idx)
-            kwargs["attention_mask"] = self._step_mask(
-                kwargs.get("attention_mask"), past + hidden.shape[1], hidden.shape[1]
+        attention: Any = layer.self_attn
+        cache: Any = kwargs.get("past_key_values")
+        past = 0 if cache is None else cache.get_seq_length(attention.layer_idx)
+        if past:
+            kwargs["attention_mask"] = _step_mask(
+                self._dropped,
+                past=past,
+                stored=cache.layers[attention.layer_idx].keys.shape[-2],
+                new=hidden.shape[1],
+                window=getattr(attention, "sliding_window", None),
             )
+        else:
+            kwargs |= _shorten_prompt(self._dropped, kwargs)
+            if hidden.shape[1] == self._dropped.prompt:
+                hidden = _rows(hidden, self._dropped.index, dim=1)
         if args:
             return (hidden, *args[1:]), kwargs
         return args, kwargs | {"hidden_states": hidden}
 
-    def _shorten_prompt(self, kwargs: dict[str, Any]) -> None:
-        assert self.index is not None
-        kwargs["attention_mask"] = self._prompt_mask(kwargs.get("attention_mask"))
-        if isinstance(kwargs.get("position_ids"), Tensor):
-            kwargs["position_ids"] = _rows(kwargs["position_ids"], self.index, dim=-1, batch=-2)
-        if kwargs.get("position_embeddings") is not None:
-            kwargs["position_embeddings"] = tuple(
-                _rows(x, self.index, dim=-2, batch=-3) for x in kwargs["position_embeddings"]
-            )
 
-    def _prompt_mask(self, mask: Tensor | None) -> Tensor | None:
-        assert self.index is not None and self.real is not None and self.visual is not None
-        size = self.index.shape[1]
-        if mask is None:
-            if bool(self.real.all()):
-                return None  # causal, no padding: the layer's own fast path
-            causal = torch.ones(size, size, dtype=torch.bool, device=self.index.device).tril()
-            own = torch.eye(size, dtype=torch.bool, device=self.index.device)
-            return (causal & self.real[:, None, :] | own)[:, None]
-        self._check_width(mask, self.visual.shape[1])
-        mask = _rows(_rows(mask, self.index, dim=-2), self.index, dim=-1)
-        return _block(mask, ~self.real)
+def _shorten_prompt(dropped: _Dropped, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The layer's arguments that run along the prompt, for the survivors only."""
+    short: dict[str, Any] = {"attention_mask": _prompt_mask(dropped, kwargs.get("attention_mask"))}
+    if isinstance(place := kwargs.get("position_ids"), Tensor):
+        short["position_ids"] = _rows(place, dropped.index, dim=-1, batch=-2)
+    if (rotary := kwargs.get("position_embeddings")) is not None:
+        short["position_embeddings"] = tuple(
+            _rows(x, dropped.index, dim=-2, batch=-3) for x in rotary
+        )
+    return short
 
-    def _step_mask(self, mask: Tensor | None, total: int, new: int) -> Tensor | None:
-        """The mask of a decode step: the survivors' columns, then those of the new tokens."""
-        assert self.index is not None and self.real is not None and self.visual is not None
-        batch, size = self.index.shape
-        if mask is None:
-            if bool(self.real.all()):
-                return None
-            later = torch.ones(batch, total - size, dtype=torch.bool, device=self.real.device)
-            seen = torch.cat([self.real, later], dim=1)[:, None, None, :]
-            return seen.expand(batch, 1, new, total).tril(total - new)
-        prompt = self.visual.shape[1]
-        self._check_width(mask, prompt + total - size)
-        past = _block(_rows(mask[..., :prompt], self.index, dim=-1), ~self.real)
-        return torch.cat([past, mask[..., prompt:].expand(batch, -1, -1, -1)], dim=-1)
 
-    def _check_width(self, mask: Tensor, width: int) -> None:
-        if mask.shape[-1] != width:
-            raise InputError(
-                f"a layer's mask covers {mask.shape[-1]} of {width} tokens: dropping tokens inside "
-                "the decoder does not work past a sliding window or with a static cache"
-            )
+def _prompt_mask(dropped: _Dropped, mask: Tensor | None) -> Tensor | None:
+    size = dropped.index.shape[1]
+    if mask is None:
+        if bool(dropped.real.all()):
+            return None  # causal, no padding: the layer's own fast path
+        causal = torch.ones(size, size, dtype=torch.bool, device=dropped.index.device).tril()
+        return _block(causal[None, None], ~dropped.real)
+    if mask.shape[-1] != dropped.prompt:
+        raise InputError("dropping tokens inside the decoder does not work with a static cache")
+    mask = _rows(_rows(mask, dropped.index, dim=-2), dropped.index, dim=-1)
+    return _block(mask, ~dropped.real)
+
+
+def _step_mask(
+    dropped: _Dropped, *, past: int, stored: int, new: int, window: int | None
+) -> Tensor | None:
+    """Which cached and new tokens the new ones may attend to; None if all.
+
+    Args:
+        dropped: the survivors of the prompt.
+        past: tokens this layer has seen, survivors and generated ones.
+        stored: how many of them its cache still holds, the latest ones.
+        new: tokens of this step.
+        window: reach of a sliding window, counted in tokens of the full prompt.
+    """
+    batch, size = dropped.index.shape
+    end = dropped.prompt + past - size + new
+    later = torch.arange(dropped.prompt, end, device=dropped.index.device).expand(batch, -1)
+    place = torch.cat([dropped.index, later], dim=1)[:, None, -(stored + new) :]
+    real = torch.cat([dropped.real, torch.ones_like(later, dtype=torch.bool)], dim=1)
+    query = later[:, -new:, None]
+    seen = real[:, None, -(stored + new) :] & (place <= query)
+    if window:
+        seen &= place > query - window
+    return None if bool(seen.all()) else seen[:, None]
 
 
 def _rows(x: Tensor, index: Tensor, *, dim: int, batch: int = 0) -> Tensor:
@@ -157,9 +175,8 @@ def _block(mask: Tensor, hidden: Tensor) -> Tensor:
     """Hide the (B, K) columns marked in `hidden` from every row but their own."""
     if not bool(hidden.any()):
         return mask
-    columns = hidden[:, None, None, :].expand_as(mask)
-    if mask.shape[-2] == mask.shape[-1]:
-        columns = columns & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+    own = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+    columns = hidden[:, None, None, :] & ~own
     if mask.dtype == torch.bool:
         return mask & ~columns
     return mask.masked_fill(columns, torch.finfo(mask.dtype).min)

@@ -1,4 +1,4 @@
-"""The encoder seam: run the stock vision tower, choose, hand back fewer features and a shorter prompt.
+"""The encoder seam: run the stock vision tower, choose, hand back less of both features and prompt.
 
 Every family whose `forward` takes `mm_encoder_outputs` works like this: the features of the
 survivors go in through that argument, the placeholders of the others leave the prompt, and every
@@ -8,7 +8,6 @@ token that stays keeps its original position id.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,7 +60,9 @@ class Media:
         return all(len(k) == len(p) for k, p in zip(self.kept, self.places, strict=True))
 
 
-def encode(model: Any, family: Family, inputs: Inputs, wants: set[str], meter: Meter) -> list[Media]:
+def encode(
+    model: Any, family: Family, inputs: Inputs, wants: set[str], meter: Meter
+) -> list[Media]:
     """Run the vision tower on whatever pixels the inputs hold.
 
     Args:
@@ -113,7 +114,7 @@ def _media(
             f"the prompt has {int(placeholder.sum())} {kind} placeholders for {sum(counts)} "
             f"{kind} tokens: make the inputs with the model's own processor"
         )
-    places = placeholder.flatten().nonzero().squeeze(1).split(counts)
+    places = torch.split(placeholder.flatten().nonzero().squeeze(1), counts)
     layout = family.video if kind == "video" else family.image
     assert layout is not None, "a family without clips has no pixel_values_videos"
     layouts = layout(model.base_model, inputs, counts)
@@ -146,19 +147,17 @@ def _media(
     )
 
 
-def _items(
-    model: Any, family: Family, entries: list[Tensor], placeholder: Tensor
-) -> list[Tensor]:
+def _items(model: Any, family: Family, entries: list[Tensor], placeholder: Tensor) -> list[Tensor]:
     """Group or split the encoder's entries so that each is one item of the budget."""
     if family.items == "tile":
         vision = model.config.vision_config
         side = vision.image_size // vision.patch_size // model.config.scale_factor
-        return [tile for entry in entries for tile in entry.split(side * side)]
+        return [tile for entry in entries for tile in torch.split(entry, side * side)]
     if family.items == "run":
         edges = torch.nn.functional.pad(placeholder.int(), (1, 1)).diff(dim=1)
         runs = ((edges < 0).nonzero()[:, 1] - (edges > 0).nonzero()[:, 1]).tolist()
         flat = torch.cat(entries)
-        return list(flat.split(runs)) if sum(runs) == len(flat) else [flat]
+        return list(torch.split(flat, runs)) if sum(runs) == len(flat) else [flat]
     return entries
 
 
@@ -183,12 +182,12 @@ def _ordinals(kind: str, places: Any, length: int) -> tuple[str, ...]:
 def _per_token(
     model: Any, inputs: Inputs, layouts: list[Layout], kind: str, cls: Tensor
 ) -> list[Tensor]:
-    """The CLS attention of each token, from that of each patch: averaged where tokens pool patches."""
+    """The CLS attention of each token: that of its patch, or the mean where it pools patches."""
     if kind == "image" and "image_sizes" in inputs:
         packed = pack_anyres(model.base_model, inputs, len(layouts), lambda crops, patches: cls)
         return [values[:, 1] for values in packed]
     side = int(cls.shape[1] ** 0.5)
-    views = cls.view(-1, 1, side, side).split([x.grid[0] for x in layouts])
+    views = torch.split(cls.view(-1, 1, side, side), [x.grid[0] for x in layouts])
     out = []
     for layout, view in zip(layouts, views, strict=True):
         values = adaptive_avg_pool2d(view, layout.grid[1:]).flatten()
@@ -203,7 +202,7 @@ def hand_back(family: Family, media: Media) -> Any:
     rows = [x[m] for x, m in zip(media.tokens.features, media.tokens.mask, strict=True)]
     output = type(media.output)(**media.output)
     output.pooler_output = rows
-    if family.flat or media.kind == "video" and media.output.pooler_output.__class__ is Tensor:
+    if family.flat or (media.kind == "video" and isinstance(media.output.pooler_output, Tensor)):
         same = len({len(x) for x in rows}) == 1
         output.pooler_output = torch.stack(rows) if same else torch.cat(rows)[None]
     if family.deepstack:
@@ -244,5 +243,3 @@ def compact(keep: Tensor, values: dict[str, tuple[Tensor, float]]) -> dict[str, 
         short[..., row, target[row, column]] = value[..., row, column]
         out[name] = short
     return out
-
-

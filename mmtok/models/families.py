@@ -77,7 +77,6 @@ def _square(model: Any, inputs: Inputs, counts: list[int]) -> list[Layout]:
 
 def _tiles(model: Any, inputs: Inputs, counts: list[int]) -> list[Layout]:
     """InternVL: square tiles, t is the tile; after several tiles comes the overview."""
-    tile = min(counts)
     config = model.config
     per_side = config.vision_config.image_size[0] // config.vision_config.patch_size[0]
     side = int(per_side * config.downsample_ratio)
@@ -139,7 +138,7 @@ def pack_anyres(
         else {"vision_aspect_ratio": model.config.vision_aspect_ratio}
     )
     packed, _ = model.pack_image_features(
-        channels.split(crops),
+        torch.split(channels, crops),
         inputs["image_sizes"],
         image_newline=torch.tensor([1.0, 0.0], device=values.device),
         **extra,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,9 +49,7 @@ class Reduction:
         InputError: a reducer needs what this family cannot give, or two of them clash.
     """
 
-    def __init__(
-        self, model: Any, reducers: Sequence[Reducer], meter: Meter | None = None
-    ) -> None:
+    def __init__(self, model: Any, reducers: Sequence[Reducer], meter: Meter | None = None) -> None:
         self.model, self.reducers = model, list(reducers)
         self.meter: Meter = meter or _NoMeter()
         self.family = family_of(model)
@@ -146,6 +143,8 @@ class Reduction:
             raise InputError(
                 "beams and several return sequences do not work with dropping inside the decoder"
             )
+        if kwargs.get("use_cache") is False and self.seam:
+            raise InputError("dropping inside the decoder needs use_cache=True")
 
     def _lengths(self, inputs: Inputs, original: int) -> None:
         """`max_length` and `min_length` count the user's own prompt, not the shortened one."""
@@ -239,15 +238,13 @@ class Reduction:
         return [
             (name, len(places), len(kept))
             for part in self.media
-            for name, places, kept in zip(
-                part.tokens.item_ids, part.places, part.kept, strict=True
-            )
+            for name, places, kept in zip(part.tokens.item_ids, part.places, part.kept, strict=True)
         ]
 
     @property
     def visual_tokens(self) -> list[VisualTokens]:
         """The surviving tokens, one entry per modality, features as the decoder reads them."""
-        return [replace(part.tokens) for part in self.media]
+        return [part.tokens for part in self.media]
 
 
 def _restore(output: Any, prompt: Tensor, short: int) -> Any:

@@ -96,11 +96,11 @@ def tap(layer: nn.Module, use: Callable[[LayerAttention], None]) -> Iterator[Non
 
     def before(module: nn.Module, args: Any) -> None:
         running.append(_Tap())
-        running[-1].__enter__()
+        running[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         mode = running.pop()
-        mode.__exit__(None, None, None)
+        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         if mode.seen is not None:
             use(mode.seen)
         elif output is not None:  # not after an exception

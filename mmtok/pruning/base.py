@@ -124,7 +124,9 @@ def keep_all(tokens: VisualTokens) -> Selection:
 
 
 def per_item(
-    tokens: VisualTokens, keep_count: Callable[[int], int], choose: Callable[[int, Tensor, int], Tensor]
+    tokens: VisualTokens,
+    keep_count: Callable[[int], int],
+    choose: Callable[[int, Tensor, int], Tensor],
 ) -> Selection:
     """Select item by item, so that no batch-mate or padding can change another item's choice.
 

@@ -17,7 +17,7 @@ GRAM_LIMIT = 8192
 def unit(x: Tensor) -> Tensor:
     """(N, D) rows scaled to length 1 in fp32 (fp64 stays); zero rows stay zero."""
     x = x if x.dtype == torch.float64 else x.float()
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
 
 
 def greedy_diverse(

@@ -1,0 +1,88 @@
+"""Tiny random models of every family and the inputs that the tests feed them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmtok.models.dummy import tiny_config
+from mmtok.models.families import FAMILIES
+from mmtok.models.processors import build_processor
+
+CASES = [(name, "image") for name in FAMILIES] + [
+    (name, "video") for name, family in FAMILIES.items() if family.video is not None
+]
+
+
+def picture(seed: int, width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@cache
+def tiny_model(family: str) -> tuple[Any, Any]:
+    """(model, processor) with random weights, wide enough apart that greedy tokens differ."""
+    from transformers import AutoModelForImageTextToText
+
+    config = tiny_config(family)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.mul_(4 if "embed" not in name else 1)
+    model.requires_grad_(False)
+    processor = build_processor(config)
+    processor.tokenizer.padding_side = "left"
+    return model, processor
+
+
+def ask(processor: Any, kind: str, count: int, text: str) -> str:
+    content = [{"type": kind}] * count + [{"type": "text", "text": text}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+
+
+@cache
+def _inputs(family: str, kind: str, rows: tuple[int, ...]) -> dict[str, Any]:
+    _, processor = tiny_model(family)
+    if kind == "video":
+        clips = [[picture(10 * c + f, 90, 70) for f in range(4)] for c in range(2)]
+        texts = [ask(processor, "video", 1, t) for t in ("what moves here?", "go on")]
+        made = processor(
+            text=[texts[r] for r in rows],
+            videos=[[clips[r]] for r in rows] if family == "smolvlm" else [clips[r] for r in rows],
+            padding=True,
+            return_tensors="pt",
+        )
+    else:
+        images = [[picture(1, 150, 100)], [picture(2, 70, 90), picture(3, 112, 112)]]
+        texts = [
+            ask(processor, "image", 1, "what is in the picture?"),
+            ask(processor, "image", 2, "compare"),
+        ]
+        made = processor(
+            text=[texts[r] for r in rows],
+            images=[images[r] for r in rows],
+            padding=True,
+            return_tensors="pt",
+        )
+    return dict(made)
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param
+
+
+def batch(family: str, kind: str, rows: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
+    """Two prompts of different length; row 0 has one image, row 1 two (or one clip each)."""
+    return {
+        k: v.clone() if hasattr(v, "clone") else v for k, v in _inputs(family, kind, rows).items()
+    }

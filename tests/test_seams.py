@@ -1,0 +1,259 @@
+"""Dropping is masking, keeping all changes nothing, and no hook survives: for every family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from mmtok import InputError, reduced
+from mmtok.models.families import FAMILIES, family_of
+from mmtok.models.reduced import Reduction
+from mmtok.pruning import build
+from mmtok.pruning.base import DecoderStage, Reducer
+from tests.conftest import batch, tiny_model
+
+GREEDY = {"max_new_tokens": 5, "do_sample": False}
+
+
+def stock_positions(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    return model._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
+
+
+def dropped_mask(reduction: Reduction, inputs: dict[str, Any]) -> torch.Tensor:
+    """(B, S) attention mask of the full prompt without the tokens a reduction dropped."""
+    mask = inputs["attention_mask"].clone()
+    for part in reduction.media:
+        for places, kept in zip(part.places, part.kept, strict=True):
+            gone = torch.ones(len(places), dtype=torch.bool)
+            gone[kept] = False
+            mask.view(-1)[places[gone]] = 0
+    return mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfInDecoder(Reducer):
+    """Drop a different number of visual tokens per prompt behind one decoder layer."""
+
+    layer: int = 1
+
+    def in_decoder(self, layers: int) -> DecoderStage | None:
+        def rule(attention: Any, visual: torch.Tensor) -> torch.Tensor:
+            keep = visual.clone()
+            for row in range(len(visual)):
+                places = visual[row].nonzero().squeeze(1)
+                keep[row, places[:: 2 + row]] = False
+            return keep
+
+        return DecoderStage(layer=self.layer, rule=rule)
+
+
+def test_keep_all_is_bit_identical(case: tuple[str, str]) -> None:
+    model, _ = tiny_model(case[0])
+    inputs = batch(*case)
+    want_tokens, want = model.generate(**inputs, **GREEDY), model(**inputs).logits
+    with reduced(model, "todre(keep=1.0, tau=0)"):
+        assert torch.equal(model.generate(**batch(*case), **GREEDY), want_tokens)
+        assert torch.equal(model(**batch(*case)).logits, want)
+
+
+def test_dropping_equals_masking(case: tuple[str, str]) -> None:
+    model, _ = tiny_model(case[0])
+    inputs = batch(*case)
+    positions = stock_positions(model, inputs)
+    with reduced(model, "random(keep=0.4)") as reduction:
+        got = model.generate(**inputs, **GREEDY, output_logits=True, return_dict_in_generate=True)
+    mask = dropped_mask(reduction, inputs)
+    assert mask.sum() < inputs["attention_mask"].sum()
+    want = model.generate(
+        **(batch(*case) | {"attention_mask": mask, "position_ids": positions}),
+        **GREEDY,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    assert torch.equal(got.sequences, want.sequences)
+    for a, b in zip(got.logits, want.logits, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_these_models_notice_a_dropped_token(case: tuple[str, str]) -> None:
+    """Canary: were the random models blind to the image, the tests here could not fail."""
+    model, _ = tiny_model(case[0])
+    last = {}
+    for spec in ("random(keep=0.4)", "random(keep=0.4, seed=1)"):
+        with reduced(model, spec):
+            last[spec] = model(**batch(*case, rows=(0,))).logits[0, -1]
+    one, two = last.values()
+    assert (one - two).abs().max() > 1e-3
+
+
+def test_forward_gives_the_logits_of_kept_positions(case: tuple[str, str]) -> None:
+    model, _ = tiny_model(case[0])
+    inputs = batch(*case, rows=(0,))
+    positions = stock_positions(model, inputs)
+    with reduced(model, "stride(keep=0.3)") as reduction:
+        got = model(**inputs).logits
+    mask = dropped_mask(reduction, inputs)
+    want = model(**(batch(*case, rows=(0,)) | {"attention_mask": mask, "position_ids": positions}))
+    torch.testing.assert_close(got[0], want.logits[0][mask[0].bool()], rtol=1e-5, atol=1e-5)
+
+
+def hide_behind(model: Any, layer: int, survivors: torch.Tensor) -> list[Any]:
+    """Reference for the decoder seam: the layers behind `layer` run in full, with a mask."""
+
+    def hide(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        new, prompt = hidden.shape[1], survivors.shape[1]
+        mask = kwargs.get("attention_mask")
+        total = mask.shape[-1] if mask is not None else prompt
+        if mask is None:
+            total = kwargs["past_key_values"].get_seq_length(module.self_attn.layer_idx) + new
+            mask = torch.ones(new, total, dtype=torch.bool).tril(total - new)[None, None]
+        seen = torch.ones(len(survivors), total, dtype=torch.bool)
+        seen[:, :prompt] = survivors
+        seen = seen[:, None, None, :] | torch.eye(new, dtype=torch.bool).new_zeros(new, total)
+        own = torch.zeros(new, total, dtype=torch.bool)
+        own[torch.arange(new), torch.arange(total - new, total)] = True
+        allowed = seen | own
+        if mask.dtype == torch.bool:
+            mask = mask & allowed
+        else:
+            mask = mask.expand(len(survivors), 1, new, total).masked_fill(~allowed, -1e30)
+        return args, kwargs | {"attention_mask": mask}
+
+    return [
+        block.register_forward_pre_hook(hide, with_kwargs=True)
+        for block in model.get_decoder().layers[layer + 1 :]
+    ]
+
+
+@pytest.mark.parametrize("rows", [(0, 1), (0,), (0, 0)], ids=["padded", "single", "even"])
+def test_dropping_in_the_decoder_equals_masking(case: tuple[str, str], rows: Any) -> None:
+    model, _ = tiny_model(case[0])
+    layer = 2 if FAMILIES[case[0]].deepstack else 1
+    options = GREEDY | {"output_logits": True, "return_dict_in_generate": True}
+    with reduced(model, HalfInDecoder(layer=layer)) as reduction:
+        got = model.generate(**batch(*case, rows=rows), **options)
+        assert reduction.seam is not None
+        survivors = reduction.seam.survivors
+    assert survivors is not None
+    assert not survivors.all()
+    hooks = hide_behind(model, layer, survivors)
+    try:
+        want = model.generate(**batch(*case, rows=rows), **options)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert torch.equal(got.sequences, want.sequences)
+    for a, b in zip(got.logits, want.logits, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    lengths = [got.past_key_values.get_seq_length(i) for i in range(layer + 2)]
+    steps = len(got.logits) - 1
+    full = batch(*case, rows=rows)["input_ids"].shape[1] + steps
+    assert lengths[: layer + 1] == [full] * (layer + 1)
+    assert lengths[layer + 1] == int(survivors.sum(1).max()) + steps
+
+
+def test_a_batch_equals_its_prompts_one_by_one(case: tuple[str, str]) -> None:
+    model, _ = tiny_model(case[0])
+    for spec in ("todre(keep=0.3, tau=0)", "random(keep=0.3)"):
+        with reduced(model, spec) as reduction:
+            model.generate(**batch(*case), **GREEDY)
+            together = [k for part in reduction.media for k in part.kept]
+            alone = []
+            for row in (0, 1):
+                model.generate(**batch(*case, rows=(row,)), **GREEDY)
+                alone += [k for part in reduction.media for k in part.kept]
+        assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_sequences_begin_with_the_users_prompt(case: tuple[str, str]) -> None:
+    model, _ = tiny_model(case[0])
+    inputs = batch(*case)
+    length = inputs["input_ids"].shape[1]
+    with reduced(model, "stride(keep=2)") as reduction:
+        out = model.generate(**inputs, max_length=length + 3, do_sample=False)
+        assert reduction.prompt_length < length
+    assert torch.equal(out[:, :length], inputs["input_ids"])
+    assert out.shape[1] <= length + 3
+
+
+def test_positions_and_grid_fit_the_tokens(case: tuple[str, str]) -> None:
+    model, _ = tiny_model(case[0])
+    with reduced(model, "todre(keep=1.0, tau=0)") as reduction:
+        model.generate(**batch(*case), **GREEDY)
+    tokens = reduction.visual_tokens[0]
+    for position, mask, grid in zip(tokens.position, tokens.mask, tokens.grid, strict=True):
+        cells = position[mask]
+        assert len(cells.unique(dim=0)) == len(cells)
+        assert (cells >= 0).all()
+        assert (cells <= grid).all(), "a newline token may stand one column right of its row"
+        assert (cells[:, :2] < grid[:2]).all()
+    if family_of(model).has_cls:
+        with reduced(model, "todre(keep=0.5)") as reduction:
+            model.generate(**batch(*case), **GREEDY)
+        attention = reduction.visual_tokens[0].cls_attention
+        assert attention is not None
+        assert (attention >= 0).all()
+        assert attention.max() > 0
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_onevision"])
+def test_beams_and_copies(family: str) -> None:
+    model, _ = tiny_model(family)
+    inputs = batch(family, "image")
+    with reduced(model, "stride(keep=4)"):
+        out = model.generate(**inputs, num_beams=2, num_return_sequences=2, **GREEDY)
+    assert len(out) == 4
+    with (
+        reduced(model, HalfInDecoder(layer=1)),
+        pytest.raises(InputError, match="several return sequences"),
+    ):
+        model.generate(**inputs, num_beams=2, **GREEDY)
+
+
+def test_nothing_is_left_on_the_model_after_an_exception() -> None:
+    model, _ = tiny_model("llava")
+
+    def hooks() -> list[int]:
+        return [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()]
+
+    before = hooks()
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        reduced(model, ["todre(keep=0.2)", HalfInDecoder()]),
+    ):
+        raise RuntimeError("stop")
+    with pytest.raises(InputError, match="placeholders"), reduced(model, "random(keep=3)"):
+        model.generate(**(batch("llava", "image") | {"input_ids": torch.ones(2, 9).long()}))
+    assert hooks() == before
+    assert "generate" not in vars(model)
+
+
+def test_text_alone_passes_through() -> None:
+    model, _ = tiny_model("llava")
+    ids = torch.arange(3, 9)[None]
+    want = model.generate(input_ids=ids, **GREEDY)
+    with reduced(model, ["random(keep=2)", HalfInDecoder()]):
+        assert torch.equal(model.generate(input_ids=ids, **GREEDY), want)
+
+
+def test_what_cannot_work_is_refused_when_built() -> None:
+    model, _ = tiny_model("qwen3_vl")
+    with pytest.raises(InputError, match="visual features of their own"):
+        Reduction(model, [HalfInDecoder(layer=0)])
+    with pytest.raises(InputError, match="only one reducer"):
+        Reduction(tiny_model("llava")[0], [HalfInDecoder(), HalfInDecoder()])
+
+
+def test_unknown_family_names_what_is_missing() -> None:
+    class Config:
+        model_type = "llava_nxt"
+
+    class Model:
+        config = Config()
+
+    with pytest.raises(InputError, match=r"did you mean 'llava_next'.*families\.py"):
+        Reduction(Model(), build("random(keep=3)"))
