@@ -17,7 +17,8 @@ Formula = Callable[..., int]
 
 _VIEWS = """
 alias as_strided detach detach_ diagonal expand narrow permute real imag reshape select slice split
-split_with_sizes squeeze squeeze_ t t_ transpose transpose_ unbind unfold unsqueeze unsqueeze_ view
+split_with_sizes squeeze squeeze_ t t_ transpose transpose_ unbind unfold unsafe_chunk unsafe_split
+unsqueeze unsqueeze_ view
 view_as_real view_as_complex _unsafe_view _reshape_alias
 """
 _COPIES = """
