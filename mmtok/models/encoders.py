@@ -35,7 +35,7 @@ class Encoder:
         name: what it was loaded by.
         model: the library's own module.
         attention: its last self-attention layer.
-        patches: pixels (B, 3, H, W) -> patch features (B, N, D), after the final norm.
+        patches: pixels (B, 3, H, W) -> patch features (B, N, D), after the tower's final norm.
         transform: one PIL image -> normalised pixels (3, H, W), as the library prepares them.
         patch_size: height and width of a patch in pixels.
         image_size: height and width the model insists on, or None where any size will do.
@@ -118,7 +118,7 @@ def _tap_torch(
         weights = module.in_proj_weight.chunk(3)
         biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
         query, key = (
-            nn.functional.linear(x, weight, bias).unflatten(-1, (module.num_heads, -1))
+            nn.functional.linear(x, weight, bias).reshape(*x.shape[:2], module.num_heads, -1)
             for x, weight, bias in zip((args[0][:, :1], args[1]), weights, biases, strict=False)
         )
         use(
@@ -180,7 +180,9 @@ def _timm(name: str, model_name: str, pretrained: bool | str | None, options: An
         model = timm.create_model(model_name, pretrained=bool(pretrained), **options)
     except (RuntimeError, OSError) as error:
         raise InputError(f"{name}: no weights to be had: {first_line(error)}") from error
-    settings = timm.data.resolve_data_config({}, model=model)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    asked = {"input_size": (3, *size)} if size else {}
+    settings = timm.data.resolve_data_config(asked, model=model)
     return _timm_encoder(name, model, timm.data.create_transform(**settings, is_training=False))
 
 
@@ -226,7 +228,7 @@ def _open_clip(name: str, model_name: str, pretrained: bool | str | None, option
         out: Tensor = tower.forward_intermediates(
             pixels,
             indices=1,
-            normalize_intermediates=True,
+            normalize_intermediates=tower.attn_pool is None,
             intermediates_only=True,
             output_fmt="NLC",
         )["image_intermediates"][-1]
