@@ -17,11 +17,12 @@ decord_only = pytest.mark.skipif(
     importlib.util.find_spec("decord") is None, reason="decord has no wheel for this machine"
 )
 SIZE = (64, 48)
+STEP = 7
 
 
 def shade(number):
     """The grey level of frame `number`, far enough from its neighbours to survive coding."""
-    return 20 + number * 7
+    return 20 + number * STEP
 
 
 def picture(number):
@@ -38,10 +39,12 @@ def write(path, count=30, *, codec="libx264", times_ms=None, rotation=0, gop=8, 
         stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
         stream.codec_context.gop_size = gop
+        stream.codec_context.bit_rate = 1_000_000
         if rotation:
             stream.set_display_rotation(rotation)
         if sound:
             add_sound(file)
+        file.start_encoding()
         for number in range(count):
             frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
             frame.pts = times_ms[number] if times_ms else number * 100
@@ -67,7 +70,7 @@ def assert_numbers(clip):
     for number, frame in zip(clip.indices, clip.frames, strict=True):
         assert frame.mode == "RGB"
         centre = np.asarray(frame)[20:28, 20:28].mean()
-        assert abs(centre - shade(number)) < 3, (number, centre)
+        assert abs(centre - shade(number)) < STEP / 2, (number, centre)
 
 
 def pixels(clip):
@@ -236,17 +239,32 @@ def test_truncated_mp4(tmp_path, capfd, mux, share):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("name", ["cut.mkv", "cut.webm", "cut.avi", "cut.mov"])
+def test_truncated_files_of_other_kinds(tmp_path, name):
+    codec = {"cut.webm": "libvpx-vp9", "cut.avi": "mpeg4"}.get(name, "libx264")
+    path = write(tmp_path / name, codec=codec)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    refused(path, "cut off")
+
+
 def test_sound_only(tmp_path):
     with av.open(str(tmp_path / "song.mp4"), "w") as file:
         add_sound(file)
     refused(tmp_path / "song.mp4", "only sound")
 
 
-def test_no_frames(tmp_path):
-    path = write(tmp_path / "none.mp4", count=0, movflags="empty_moov")
-    refused(path)
-    path = write(tmp_path / "none.avi", count=0, codec="mpeg4")
-    refused(path, "without frames")
+@pytest.mark.parametrize(
+    ("name", "mux", "said"),
+    [
+        ("none.mp4", {}, "no stream"),
+        ("none.mp4", {"movflags": "empty_moov"}, "without frames"),
+        ("none.mkv", {}, "before its first frame"),
+        ("none.avi", {"codec": "mpeg4"}, "without frames"),
+    ],
+)
+def test_no_frames(tmp_path, name, mux, said):
+    refused(write(tmp_path / name, count=0, **mux), said)
 
 
 def test_damaged_frames(tmp_path, capfd):

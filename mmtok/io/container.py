@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 from av.stream import Disposition
 
 from mmtok.errors import InputError
 from mmtok.io.files import reason
+from mmtok.io.truncation import missing_bytes
 
 EXPECTED = "a video file (MP4, MOV, WebM, Matroska, AVI, MPEG-TS, MPEG-PS, FLV, ASF or Ogg)"
 # Playlists and image sequences are left out on purpose: they would open further files.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg"
-_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +77,8 @@ def open_video(file: Path) -> Iterator[tuple[Any, Any]]:
                 kind = "only sound" if container.streams.audio else "no stream of any kind"
                 raise InputError(f"{file}: holds {kind}, expected a file with a video stream")
             yield container, streams[0]
+    except av.error.EOFError:
+        raise InputError(f"{file}: ends before its first frame, expected at least one") from None
     except (av.error.FFmpegError, UnicodeError) as error:
         raise InputError(
             f"{file}: not a video, or a damaged one ({reason(error)}), expected {EXPECTED}"
@@ -90,8 +91,7 @@ def index_video(file: Path) -> VideoIndex:
     Raises:
         InputError: cut off, damaged, without frames, or not a video at all.
     """
-    with file.open("rb") as stream:
-        missing = missing_bytes(stream, file.stat().st_size)
+    missing = missing_bytes(file)
     if missing:
         raise InputError(f"{file}: cut off, {missing} bytes are missing, expected a complete file")
     with open_video(file) as (container, stream):
@@ -149,23 +149,3 @@ def _index_by_decoding(file: Path, size: tuple[int, int], rotation: int) -> Vide
         rotation=rotation,
         timed=False,
     )
-
-
-def missing_bytes(stream: BinaryIO, size: int) -> int:
-    """How many bytes an MP4 or MOV file of `size` bytes lacks by its own table of boxes.
-
-    0 for a complete file and for any other kind of file.
-    """
-    position = 0
-    while position + 8 <= size:
-        stream.seek(position)
-        head = stream.read(16)
-        length, kind = struct.unpack(">I4s", head[:8])
-        if position == 0 and kind not in _ISO_BOXES:
-            return 0
-        if length == 1 and len(head) == 16:
-            length = struct.unpack(">Q", head[8:])[0]
-        if length < 8:
-            return 0
-        position += length
-    return max(position - size, 0)

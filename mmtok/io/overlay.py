@@ -7,7 +7,6 @@ shows the patches, a bright line the border between kept and dropped.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -125,19 +124,14 @@ def save_picture(image: Image.Image, path: str | PathLike[str]) -> Path:
     if file.is_dir() or not file.parent.is_dir():
         what = "is a directory" if file.is_dir() else f"no such folder as {file.parent}"
         raise InputError(f"{file}: {what}, expected a file name in an existing folder")
-    temporary = None
+    temporary = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
     try:
-        descriptor, temporary = tempfile.mkstemp(suffix=file.suffix, dir=file.parent)
-        with os.fdopen(descriptor, "wb") as stream:
-            image.convert("RGB").save(stream, format=kind, quality=92)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError(f"{file}: cannot be written ({reason(error)})") from None
-        raise
+        image.convert("RGB").save(temporary, format=kind, quality=92)
+        temporary.replace(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({reason(error)})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
     return file
 
 
