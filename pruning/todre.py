@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmtok.errors import InputError
 from mmtok.pruning.base import DecoderStage, Reducer, per_item, seeded
-from mmtok.pruning.greedy import greedy_diverse
+from mmtok.pruning.greedy import greedy_diverse, greedy_flops
 from mmtok.tokens import Query, Selection, VisualTokens
 
 if TYPE_CHECKING:
@@ -68,6 +68,11 @@ class ToDRE(Reducer):
         if tokens.overview is not None and tokens.overview[item].any():
             attention = attention.masked_fill(~tokens.overview[item, valid], -1)
         return int(attention.argmax())
+
+    def select_flops(self, n: int, width: int) -> int:
+        """Stage 1: see `greedy_flops`."""
+        k = self.keep_count(n)
+        return greedy_flops(n, k, width) if k < n else 0
 
     def in_decoder(self, layers: int) -> DecoderStage | None:
         """Stage 2 at layer floor(7L/8), unless tau is 0 or no layer is left to save."""

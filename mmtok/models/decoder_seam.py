@@ -45,6 +45,7 @@ class DecoderSeam:
         visual: (B, S) bool, visual tokens of the prompt about to run; set it before each prompt.
             While it is None the layers run untouched.
         survivors: (B, S) bool, prompt tokens that the layers behind the stage read; None before.
+        score_flops: floating point operations spent on the rule.
     """
 
     def __init__(self, layers: nn.ModuleList, stage: DecoderStage, meter: Meter) -> None:
@@ -55,6 +56,7 @@ class DecoderSeam:
         """Get ready for a prompt: its (B, S) visual tokens and its (B, S) tokens but padding."""
         self.visual, self.valid = visual, valid
         self.survivors: Tensor | None = None
+        self.score_flops = 0
         self._dropped: _Dropped | None = None
 
     @contextmanager
@@ -74,7 +76,7 @@ class DecoderSeam:
             keep = ~self.visual | self.stage.rule(attention, self.visual)
             if self.valid is not None:
                 keep &= self.valid
-        self.survivors = keep
+        self.survivors, self.score_flops = keep, attention.flops
         if bool(keep.all()):
             return
         counts = keep.sum(1)

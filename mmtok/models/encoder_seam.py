@@ -37,6 +37,7 @@ class Media:
         places: per item, (n,) int64 places of its placeholders in the flattened (B*S) prompt.
         kept: per item, which of the original tokens are still here.
         deepstack: (items, N, D) features for each of the first decoder layers.
+        score_flops: floating point operations spent on scores so far.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Media:
     places: list[Tensor]
     kept: list[Tensor]
     deepstack: list[Tensor]
+    score_flops: int = 0
 
     def reduce(self, selection: Selection) -> Media:
         """What is left after a selection among the current tokens."""
@@ -82,24 +84,25 @@ def encode(
         encoder = getattr(model.base_model, f"get_{kind}_features")
         known = inspect.signature(encoder).parameters
         arguments = {name: value for name, value in inputs.items() if name in known}
-        rows: list[Tensor] = []
+        heard: list[LayerAttention] = []
+        layers = model.base_model.get_submodule(family.tower)
         listen = "cls_attention" in wants and family.has_cls
-        with meter.stage("encode"), _cls_rows(model, family, rows) if listen else nullcontext():
+        with meter.stage("encode"), tap(layers[-1], heard.append) if listen else nullcontext():
             output = encoder(**arguments, return_dict=True)
-        media.append(_media(model, family, inputs, kind, output, rows[0] if rows else None))
+        cls = None
+        if heard:
+            with meter.stage("reduce.score"):
+                cls = _cls_attention(heard[0])
+        part = _media(model, family, inputs, kind, output, cls)
+        media.append(replace(part, score_flops=sum(x.flops for x in heard)))
     return media
 
 
-def _cls_rows(model: Any, family: Family, rows: list[Tensor]) -> Any:
-    """Collect the (crops, patches) attention of the CLS token in the tower's last layer."""
-
-    def use(attention: LayerAttention) -> None:
-        first = torch.zeros(1, dtype=torch.int64, device=attention.query.device)
-        crops = range(len(attention.query))
-        rows.append(torch.cat([attention.rows(crop, first)[:, 1:] for crop in crops]))
-
-    layers = model.base_model.get_submodule(family.tower)
-    return tap(layers[-1], use)
+def _cls_attention(attention: LayerAttention) -> Tensor:
+    """(crops, patches) attention of the CLS token, which stands first, to the patches."""
+    first = torch.zeros(1, dtype=torch.int64, device=attention.query.device)
+    crops = range(len(attention.query))
+    return torch.cat([attention.rows(crop, first)[:, 1:] for crop in crops])
 
 
 def _media(

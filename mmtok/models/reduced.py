@@ -44,6 +44,8 @@ class Reduction:
     Attributes:
         media: visual tokens of the last prompt after reduction, one entry per modality.
         prompt_length: tokens of the last prompt after reduction, padding included.
+        inputs: keyword arguments the vision tower was run on.
+        select_flops: floating point operations spent on selection, in closed form.
 
     Raises:
         InputError: a reducer needs what this family cannot give, or two of them clash.
@@ -55,6 +57,8 @@ class Reduction:
         self.family = family_of(model)
         self.media: list[Media] = []
         self.prompt_length = 0
+        self.inputs: Inputs = {}
+        self.select_flops = 0
         self._check_needs()
         layers = model.get_decoder().layers
         stages = [s for r in self.reducers if (s := r.in_decoder(len(layers))) is not None]
@@ -169,6 +173,7 @@ class Reduction:
         """
         for reducer in self.reducers:
             inputs = reducer.before_encoder(self.model, inputs)
+        self.inputs, self.select_flops = inputs, 0
         active = [r for r in self.reducers if overrides(r, "after_encoder")]
         wants = {name for r in active for name in r.needs | r.wants}
         self.media = encode(self.model, self.family, inputs, wants, self.meter)
@@ -194,6 +199,10 @@ class Reduction:
             if "query" in reducer.needs | reducer.wants:
                 with self.meter.stage("reduce.score"):
                     query = self._query(part, inputs)
+            width = part.tokens.features.shape[-1]
+            self.select_flops += sum(
+                reducer.select_flops(n, width) for n in part.tokens.counts.tolist()
+            )
             with self.meter.stage("reduce.select"):
                 part = part.reduce(reducer.select(part.tokens, query))
         return part
@@ -231,6 +240,12 @@ class Reduction:
             0,
         )
         return dict(compact(keep, values))
+
+    @property
+    def score_flops(self) -> int:
+        """Floating point operations spent on the last prompt's scores, in closed form."""
+        inside = self.seam.score_flops if self.seam else 0
+        return inside + sum(part.score_flops for part in self.media)
 
     @property
     def tokens(self) -> list[tuple[str, int, int]]:

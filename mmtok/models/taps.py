@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from mmtok.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class LayerAttention:
     """Queries and keys of one attention layer as the layer itself used them, after rotation.
 
@@ -30,6 +30,7 @@ class LayerAttention:
         mask: (B or 1, 1, S, S) bool or additive, as the layer got it, or None.
         causal: whether the layer masks the future by itself.
         scale: factor on the scores.
+        flops: floating point operations spent on rows so far, in closed form.
     """
 
     query: Tensor
@@ -37,10 +38,12 @@ class LayerAttention:
     mask: Tensor | None
     causal: bool
     scale: float
+    flops: int = 0
 
     def rows(self, item: int, index: Tensor) -> Tensor:
         """(R, S) attention of the R positions `index` of one item, mean over heads, in fp32."""
         query, key = self.query[item][:, index].float(), self.key[item].float()
+        self.flops += 2 * query.numel() * key.shape[1]
         scores = query @ key.transpose(-1, -2) * self.scale
         if self.mask is not None:
             mask = self.mask[item if len(self.mask) > 1 else 0][:, index]

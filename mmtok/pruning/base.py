@@ -81,6 +81,12 @@ class Reducer:
         k = math.floor(self.keep * n + 0.5) if isinstance(self.keep, float) else self.keep
         return min(max(k, 1), n)
 
+    def select_flops(self, n: int, width: int) -> int:
+        """Floating point operations of `after_encoder` on n tokens of `width`: matrix products
+        and the like, as the FLOP counter counts them.
+        """
+        return 0
+
     def decoder_schedule(self, layers: int, visual: int) -> list[int]:
         """Visual tokens each decoder layer reads when `visual` of them enter; an upper bound
         where the count depends on content.

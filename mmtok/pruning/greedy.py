@@ -51,3 +51,8 @@ def greedy_diverse(
         chosen[step] = score.argmax()
         score[chosen[step]] = -torch.inf
     return chosen
+
+
+def greedy_flops(n: int, k: int, width: int) -> int:
+    """Floating point operations of `greedy_diverse`, 1 multiply-accumulate = 2."""
+    return 2 * n * width * (n if n <= GRAM_LIMIT else k - 1)

@@ -1,0 +1,154 @@
+"""From one measured pass to the rows of its ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmtok.accounting import hardware
+from mmtok.accounting.analytic import decoder_flops
+from mmtok.accounting.encoders import encoder_flops
+from mmtok.accounting.ledger import STAGES, Ledger, Stage
+from mmtok.accounting.shapes import media_shapes
+from mmtok.errors import InputError
+
+if TYPE_CHECKING:
+    from mmtok.accounting.flops import FlopCount
+    from mmtok.accounting.timing import StageTimer
+    from mmtok.models.lvlm import LVLM
+    from mmtok.models.reduced import Reduction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One run of a pipeline.
+
+    Attributes:
+        inputs: the prompt as the processor made it.
+        sequences: (B, S + new) token ids, beginning with the whole prompt.
+        reduction: the reducers' work on it.
+        kv_bytes: size of the KV cache after the prefill and at the end.
+    """
+
+    inputs: dict[str, Any]
+    sequences: Tensor
+    reduction: Reduction
+    kv_bytes: tuple[int, ...]
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens generated per prompt, the longest answer of the batch."""
+        return self.sequences.shape[1] - int(self.inputs["input_ids"].shape[1])
+
+    def layer_lengths(self) -> list[int]:
+        """Tokens of the prompt that each decoder layer reads, padding included."""
+        seam, layers = self.reduction.seam, len(self.reduction.model.get_decoder().layers)
+        lengths = [self.reduction.prompt_length] * layers
+        if seam is not None and seam.survivors is not None:
+            short = int(seam.survivors.sum(1).max())
+            first = seam.stage.layer + 1
+            lengths[first:] = [short] * (layers - first)
+        return lengths
+
+
+def ledger(
+    lvlm: LVLM, spec: str, done: Pass, timer: StageTimer, counted: FlopCount | None
+) -> Ledger:
+    """The account of one pass: times from `timer`, FLOPs from `counted` where it was made."""
+    times = timer.times()
+    analytic = analytic_flops(lvlm, done)
+    tokens = _tokens(done)
+    caches = dict(zip(("prefill", "decode"), done.kv_bytes, strict=False))
+    peak = hardware.find(_device_name(lvlm.device))
+    rows = []
+    for name in STAGES:
+        if name not in times:
+            continue
+        time = times[name]
+        flops = counted.by_stage.get(name, 0) if counted and name != "source" else None
+        work = analytic.get(name)
+        rows.append(
+            Stage(
+                name,
+                *tokens[name],
+                flops=flops,
+                flops_analytic=work,
+                device_ms=time.device_ms,
+                host_ms=time.host_ms,
+                peak_mib=time.peak_mib,
+                kv_bytes=caches.get(name),
+                mfu=hardware.mfu(work, time.device_ms, peak, lvlm.dtype),
+                mbu=_mbu(lvlm, name, done, time.device_ms, peak),
+            )
+        )
+    meta = {
+        "model": lvlm.name,
+        "reduce": spec,
+        "device": _device_name(lvlm.device),
+        "dtype": str(lvlm.dtype).removeprefix("torch."),
+        "prompts": len(done.sequences),
+        "new_tokens": done.new_tokens,
+        "visual_tokens": {
+            "in": sum(n for _, n, _ in done.reduction.tokens),
+            "out": sum(k for _, _, k in done.reduction.tokens),
+        },
+    }
+    return Ledger(rows, uncounted=counted.uncounted if counted else {}, meta=meta)
+
+
+def _tokens(done: Pass) -> dict[str, tuple[int | None, int | None]]:
+    """Tokens in and out of each stage, over the whole batch."""
+    seen = sum(n for _, n, _ in done.reduction.tokens)
+    kept = sum(k for _, _, k in done.reduction.tokens)
+    prompt = int(done.inputs["attention_mask"].sum())
+    batch = len(done.sequences)
+    return {
+        "source": (None, prompt),
+        "encode": (None, seen),
+        "reduce.score": (seen, seen),
+        "reduce.select": (seen, kept),
+        "prefill": (prompt - seen + kept, batch),
+        "decode": (batch * max(done.new_tokens - 1, 0), batch * max(done.new_tokens - 1, 0)),
+    }
+
+
+def analytic_flops(lvlm: LVLM, done: Pass) -> dict[str, int]:
+    """FLOPs of each stage in closed form; a stage without one is absent."""
+    text = lvlm.config.get_text_config()
+    lengths = done.layer_lengths()
+    batch = len(done.sequences)
+    work = {
+        "reduce.score": done.reduction.score_flops,
+        "reduce.select": done.reduction.select_flops,
+    }
+    try:
+        work["encode"] = encoder_flops(
+            lvlm.config, media_shapes(lvlm.config, done.reduction.inputs)
+        )
+        work["prefill"] = batch * decoder_flops(text, lengths)
+        work["decode"] = batch * sum(
+            decoder_flops(text, 1, [n + step for n in lengths])
+            for step in range(1, done.new_tokens)
+        )
+    except InputError:
+        pass  # an architecture without closed forms: its rows say None
+    return work
+
+
+def _mbu(
+    lvlm: LVLM, stage: str, done: Pass, ms: float, peak: hardware.Hardware | None
+) -> float | None:
+    """Memory bandwidth used in decoding: every step reads all weights and the KV cache once."""
+    steps = done.new_tokens - 1
+    if stage != "decode" or steps < 1:
+        return None
+    weights = sum(w.numel() * w.element_size() for w in lvlm.model.get_decoder().parameters())
+    cache = sum(done.kv_bytes) // 2  # it grows evenly from the first figure to the last
+    return hardware.mbu(steps * (weights + cache), ms, peak)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,211 @@
+"""Pipeline: media in, text out, and a ledger of what each stage cost.
+
+    source -> encode -> reduce.score -> reduce.select -> prefill -> decode
+
+An un-pruned run goes the same way with no reducers, so the two are compared stage by stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from mmtok.accounting.flops import count_flops
+from mmtok.accounting.ledger import Ledger
+from mmtok.accounting.rows import Pass, ledger
+from mmtok.accounting.scopes import Meter
+from mmtok.accounting.timing import StageTimer
+from mmtok.errors import InputError
+from mmtok.io.image import load_image
+from mmtok.io.video import load_video
+from mmtok.models.lvlm import LVLM, Prompt
+from mmtok.models.reduced import Reduction
+from mmtok.pruning import Reducer, build
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Picture = Image | str | PathLike[str]
+    Video = Sequence[Image] | str | PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a pipeline made of one prompt or of a batch.
+
+    Attributes:
+        texts: the answers, one per prompt.
+        ledger: one row per stage.
+        reduction: the visual tokens that were left, and where they came from.
+        inputs: the prompt as the processor made it, pixels included.
+    """
+
+    texts: list[str]
+    ledger: Ledger
+    reduction: Reduction
+    inputs: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The answer to the first prompt."""
+        return self.texts[0]
+
+
+class Pipeline:
+    """A vision-language model with reducers in front of and inside it.
+
+    Args:
+        lvlm: what `mmtok.load` returned.
+        reduce: a spec such as "todre(keep=0.1)", a reducer, a list of them, or None.
+
+    Raises:
+        InputError: a spec is wrong, or a reducer does not fit the model.
+    """
+
+    def __init__(
+        self, lvlm: LVLM, reduce: str | Reducer | Sequence[str | Reducer] | None = None
+    ) -> None:
+        self.lvlm = lvlm
+        self.reducers = build(reduce)
+        Reduction(lvlm.model, self.reducers)  # refuse now what cannot work later
+
+    @property
+    def spec(self) -> str:
+        """The canonical spec of the reducers, "none" without any."""
+        return " + ".join(r.spec for r in self.reducers) or "none"
+
+    def generate(
+        self,
+        images: Sequence[Picture] | None = None,
+        text: str = "",
+        videos: Sequence[Video] | None = None,
+        *,
+        frames: int | None = None,
+        fps: float | None = None,
+        count: bool = False,
+        **options: Any,
+    ) -> Result:
+        """Answer one question about images and clips.
+
+        Args:
+            images: paths or PIL images, all part of one prompt.
+            text: the question.
+            videos: paths, or lists of PIL frames.
+            frames: how many frames to sample from each file; default 8 unless `fps` is given.
+            fps: how many frames a second to sample instead.
+            count: also count FLOPs with torch's counter, in a second pass of its own.
+            options: for `generate` of the model, such as `max_new_tokens`. Greedy by default.
+
+        Raises:
+            InputError: a file cannot be read, or an option does not fit.
+        """
+        timer = StageTimer(self.lvlm.device, cpu_peak=True)
+        with timer.stage("source"):
+            pictures = [load_image(x) if _is_path(x) else x for x in images or ()]
+            clips = [
+                load_video(x, frames=frames or (None if fps else 8), fps=fps).frames
+                if _is_path(x)
+                else x
+                for x in videos or ()
+            ]
+            prompt = cast("Prompt", (pictures, clips, text))
+            inputs = self.lvlm.inputs_batch([prompt], fps=fps or 2.0)
+        return self.run(inputs, timer=timer, count=count, **options)
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, count: bool = False, **options: Any
+    ) -> Result:
+        """Answer a batch of (images, clips, text) prompts of PIL pictures, in one forward."""
+        timer = StageTimer(self.lvlm.device, cpu_peak=True)
+        with timer.stage("source"):
+            inputs = self.lvlm.inputs_batch(prompts)
+        return self.run(inputs, timer=timer, count=count, **options)
+
+    def run(
+        self,
+        inputs: dict[str, Any],
+        *,
+        timer: StageTimer | None = None,
+        count: bool = False,
+        **options: Any,
+    ) -> Result:
+        """Answer prompts that the model's processor has already made.
+
+        Args:
+            inputs: keyword arguments of the model's `generate`.
+            timer: goes on with a timer that has seen the stage "source".
+            count: as in `generate`.
+            options: as in `generate`.
+        """
+        timer = timer or StageTimer(self.lvlm.device, cpu_peak=True)
+        timed = self.one_pass(inputs, timer, **options)
+        counted = None
+        if count:
+            with count_flops() as counted:
+                self.one_pass(inputs, counted, **options)
+        return Result(
+            texts=self.lvlm.decode(timed.sequences[:, inputs["input_ids"].shape[1] :]),
+            ledger=ledger(self.lvlm, self.spec, timed, timer, counted),
+            reduction=timed.reduction,
+            inputs=inputs,
+        )
+
+    @torch.inference_mode()
+    def one_pass(self, inputs: dict[str, Any], meter: Meter, **options: Any) -> Pass:
+        """Run the model once, reporting its stages to `meter`."""
+        options = {"max_new_tokens": 32, "do_sample": False} | options
+        if options["max_new_tokens"] is not None and options["max_new_tokens"] < 1:
+            raise InputError(f"max_new_tokens must be at least 1, got {options['max_new_tokens']}")
+        model = self.lvlm.model
+        reduction = Reduction(model, self.reducers, meter)
+        with reduction.active(), _prefill_then_decode(model, meter) as caches:
+            sequences: Tensor = model.generate(**inputs, **options)
+        return Pass(inputs=inputs, sequences=sequences, reduction=reduction, kv_bytes=tuple(caches))
+
+
+def _is_path(x: Any) -> bool:
+    return isinstance(x, str | PathLike)
+
+
+@contextmanager
+def _prefill_then_decode(model: Any, meter: Meter) -> Iterator[list[int]]:
+    """Report "prefill" until the first forward is done and "decode" from then on.
+
+    Yields:
+        Bytes of the KV cache after the prefill and at the end.
+    """
+    caches: list[int] = []
+    last: list[Any] = [None]
+    with ExitStack() as stage:
+        stage.enter_context(meter.stage("prefill"))
+
+        def after(module: Any, args: Any, output: Any) -> None:
+            last[0] = output.past_key_values
+            if not caches:
+                caches.append(cache_bytes(last[0]))
+                stage.close()
+                stage.enter_context(meter.stage("decode"))
+
+        hook = model.register_forward_hook(after)
+        try:
+            yield caches
+        finally:
+            hook.remove()
+    if last[0] is not None:
+        caches.append(cache_bytes(last[0]))
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes that the keys and values of a KV cache take."""
+    return sum(
+        x.numel() * x.element_size()
+        for layer in cache.layers
+        for x in (layer.keys, layer.values)
+        if x is not None
+    )
