@@ -7,10 +7,10 @@ processor that belongs to a configuration is built by `mmtok.models.processors.b
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
+from mmtok.registry import unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -183,7 +183,5 @@ def tiny_config(family: str) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     if family not in _TINY:
-        close = get_close_matches(family, FAMILIES, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(FAMILIES)}"
-        raise InputError(f"no tiny model of family {family!r}; {hint}")
+        raise InputError(unknown("family", family, list(FAMILIES)))
     return AutoConfig.for_model(family, **_TINY[family])

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from mmtok.errors import InputError
 from mmtok.models.lvlm import LVLM, first_line
+from mmtok.registry import unknown
 
 _DATA = Path(__file__).parent / "data"
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -45,7 +45,7 @@ def load_config(name: str) -> Any:
     if name in embedded_names():
         return _read_config(_DATA / name / "config.json")
     path = Path(name).expanduser()
-    if not path.exists():
+    if not name or not path.exists():
         raise _unknown(name, (*shipped_names(), *embedded_names(), *FAMILIES))
     return _read_config(path / "config.json" if path.is_dir() else path)
 
@@ -125,7 +125,7 @@ def _source(name: str) -> str:
     if name in embedded_names():
         return str(_DATA / name)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{name}: no config.json in this folder; expected a model's folder")
         if not any(path.glob("*.safetensors")):
@@ -136,8 +136,7 @@ def _source(name: str) -> str:
             f"{name!r} ships as a configuration without weights: pass dummy=True for random ones, "
             "or a hub id or folder for trained ones"
         )
-    looks_like_a_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if name.count("/") != 1 or looks_like_a_path:
+    if name.count("/") != 1 or _looks_like_a_path(name):
         raise _unknown(name, (*embedded_names(), *shipped_names()))
     return name
 
@@ -150,7 +149,10 @@ def _read_config(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: not found; expected a model's config.json")
     try:
-        config = AutoConfig.for_model(**json.loads(path.read_text()))
+        fields = json.loads(path.read_text())
+        if not isinstance(fields, dict) or "model_type" not in fields:
+            raise ValueError("it names no model_type")
+        config = AutoConfig.for_model(**fields)
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not a model's config.json: {first_line(error)}") from error
     _check_reads_images(config, str(path))
@@ -168,9 +170,14 @@ def _check_reads_images(config: Any, name: str) -> None:
 
 
 def _unknown(name: str, known: Sequence[str]) -> InputError:
-    close = get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known names: {', '.join(known)}"
-    return InputError(f"no model or folder named {name!r}; {hint} A hub id reads owner/name.")
+    if _looks_like_a_path(name):
+        return InputError(f"{name}: no such folder or file; expected a model's folder")
+    hint = unknown("model", name, list(known))
+    return InputError(f"{hint}; a folder or a hub id (owner/name) works too")
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".json")
 
 
 @contextmanager

@@ -86,6 +86,8 @@ class LVLM:
         if not prompts:
             raise InputError("a batch needs at least one prompt, got none")
         media = [(list(images or ()), list(videos or ())) for images, videos, _ in prompts]
+        if not all(clip for _, clips in media for clip in clips):
+            raise InputError("a clip needs at least one frame, got none")
         if not self._reads_clips(any(images for images, _ in media)):
             media = [(images + [f for clip in clips for f in clip], []) for images, clips in media]
         texts = [
@@ -134,6 +136,8 @@ class LVLM:
 def _clip_options(clips: list[Clip], fps: float) -> dict[str, Any]:
     if not clips:
         return {}
+    if fps <= 0:
+        raise InputError(f"fps must be positive, got {fps}")
     from transformers.video_utils import VideoMetadata
 
     metadata = [
