@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 from av.stream import Disposition
 
 from mmtok.errors import InputError
 from mmtok.io.files import reason
+from mmtok.io.image import check_size
 from mmtok.io.truncation import missing_bytes
 
 EXPECTED = "a video file (MP4, MOV, WebM, Matroska, AVI, MPEG-TS, MPEG-PS, FLV, ASF or Ogg)"
+LONGEST_GAP_S = 60.0
 # Playlists and image sequences are left out on purpose: they would open further files.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg"
 
@@ -33,6 +36,9 @@ class VideoIndex:
         size: (width, height) as coded, before rotation.
         rotation: degrees, counterclockwise, that turn the coded picture upright.
         timed: whether `pts` are the decoder's own; otherwise they just number the frames.
+        regular: the header counts the same frames, none is to be skipped, and none stands for
+            over `LONGEST_GAP_S`. decord sizes its tables by these and, where they are absurd, ends
+            the process.
     """
 
     pts: list[int]
@@ -42,6 +48,7 @@ class VideoIndex:
     size: tuple[int, int]
     rotation: int
     timed: bool
+    regular: bool
 
     @property
     def timestamps_s(self) -> list[float]:
@@ -85,44 +92,74 @@ def open_video(file: Path) -> Iterator[tuple[Any, Any]]:
         ) from None
 
 
-def index_video(file: Path) -> VideoIndex:
+class _Packet(NamedTuple):
+    """What is kept of a packet: its times and flags, never its content."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    is_keyframe: bool
+    is_discard: bool
+    is_corrupt: bool
+
+    @classmethod
+    def of(cls, packet: Any) -> _Packet:
+        return cls(
+            packet.pts,
+            packet.dts,
+            int(packet.duration or 0),
+            packet.is_keyframe,
+            packet.is_discard,
+            packet.is_corrupt,
+        )
+
+
+def index_video(file: Path, *, max_pixels: int) -> VideoIndex:
     """Read a file's packets, not its pictures, and list the frames they hold.
 
     Raises:
-        InputError: cut off, damaged, without frames, or not a video at all.
+        InputError: cut off, damaged, without frames, above `max_pixels` a frame, or not a video.
     """
     missing = missing_bytes(file)
     if missing:
         raise InputError(f"{file}: cut off, {missing} bytes are missing, expected a complete file")
     with open_video(file) as (container, stream):
-        demuxer = container.format.name
-        packets = [p for p in container.demux(stream) if p.size]
-        if any(p.is_corrupt for p in packets):
-            raise InputError(f"{file}: damaged or cut off, expected a complete video file")
-        shown = [p for p in packets if not p.is_discard]
-        times = sorted({p.pts for p in shown if p.pts is not None})
-        time_base = stream.time_base
+        coded = (stream.codec_context.width, stream.codec_context.height)
+        if min(coded) > 0:
+            check_size(coded, max_pixels=max_pixels, name=str(file))
+        demuxer, time_base = container.format.name, stream.time_base
+        packets = [_Packet.of(p) for p in container.demux(stream) if p.size]
+        counted = stream.frames or len(packets)
+    if any(p.is_corrupt for p in packets):
+        raise InputError(f"{file}: damaged or cut off, expected a complete video file")
+    shown = [p for p in packets if not p.is_discard]
+    times = sorted({p.pts for p in shown if p.pts is not None})
     size, rotation = _first_frame(file)
+    check_size(size, max_pixels=max_pixels, name=str(file))
     if len(times) < len(shown) or not time_base:
         return _index_by_decoding(file, size, rotation)
+    last = max(p.duration for p in shown if p.pts == times[-1])
+    longest = max(last, *(b - a for a, b in pairwise(times)), 0)
     return VideoIndex(
         pts=times,
         time_base=float(time_base),
         seek_points=_seek_points(packets, demuxer),
-        last_duration=int(max(shown, key=lambda p: p.pts).duration or 0),
+        last_duration=last,
         size=size,
         rotation=rotation,
         timed=True,
+        regular=len(shown) == len(packets) == counted
+        and longest * float(time_base) <= LONGEST_GAP_S,
     )
 
 
-def _seek_points(packets: list[Any], demuxer: str) -> list[tuple[int, int]]:
+def _seek_points(packets: list[_Packet], demuxer: str) -> list[tuple[int, int]]:
     """(pts, where to seek) of the key frames: MP4 is indexed by dts, Matroska by pts."""
-    keys = [p for p in packets if p.is_keyframe and p.pts is not None]
+    keys = [(p.pts, p.dts) for p in packets if p.is_keyframe and p.pts is not None]
     if "mp4" in demuxer:
-        return sorted((p.pts, p.pts if p.dts is None else p.dts) for p in keys)
+        return sorted((pts, pts if dts is None else dts) for pts, dts in keys)
     if "matroska" in demuxer:
-        return sorted((p.pts, p.pts) for p in keys)
+        return sorted((pts, pts) for pts, _ in keys)
     return []
 
 
@@ -148,4 +185,5 @@ def _index_by_decoding(file: Path, size: tuple[int, int], rotation: int) -> Vide
         size=size,
         rotation=rotation,
         timed=False,
+        regular=False,
     )

@@ -58,6 +58,8 @@ def read_decord(file: Path, index: VideoIndex, wanted: list[int]) -> list[Image.
         raise UnfitBackendError(f"decord cannot be imported ({reason(error)})") from None
     if not index.seek_points or index.rotation:
         raise UnfitBackendError("decord is not exact on rotated videos or outside MP4 and Matroska")
+    if not index.regular:
+        raise UnfitBackendError("the header disagrees with the frames, on which decord is not safe")
     try:
         reader = decord.VideoReader(f"file:{file}", num_threads=1)
         if len(reader) != len(index.pts):

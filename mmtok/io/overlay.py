@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,21 +118,35 @@ def save_picture(image: Image.Image, path: str | PathLike[str]) -> Path:
         InputError: the extension is not .png, .jpg, .jpeg or .webp, the folder does not exist, or
             it cannot be written.
     """
-    file = Path(path)
-    kind = _WRITERS.get(file.suffix.lower())
-    if kind is None:
-        raise InputError(f"{file}: pictures are written as {', '.join(_WRITERS)}, name one of them")
-    if file.is_dir() or not file.parent.is_dir():
-        what = "is a directory" if file.is_dir() else f"no such folder as {file.parent}"
-        raise InputError(f"{file}: {what}, expected a file name in an existing folder")
+    file = check_picture_path(path)
     temporary = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
     try:
+        kind = _WRITERS[file.suffix.lower()]
         image.convert("RGB").save(temporary, format=kind, quality=92)
         temporary.replace(file)
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({reason(error)})") from None
     finally:
         temporary.unlink(missing_ok=True)
+    return file
+
+
+def check_picture_path(path: str | PathLike[str]) -> Path:
+    """The path as a `Path`, once it is known that a picture can be written there.
+
+    Raises:
+        InputError: as in `save_picture`.
+    """
+    file = Path(path)
+    if file.suffix.lower() not in _WRITERS:
+        raise InputError(f"{file}: pictures are written as {', '.join(_WRITERS)}, name one of them")
+    if file.is_dir() or not file.parent.is_dir():
+        what = "is a directory" if file.is_dir() else f"no such folder as {file.parent}"
+        raise InputError(f"{file}: {what}, expected a file name in an existing folder")
+    try:
+        TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({reason(error)})") from None
     return file
 
 

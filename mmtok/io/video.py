@@ -18,7 +18,6 @@ from mmtok.errors import InputError
 from mmtok.io.container import EXPECTED, VideoIndex, index_video
 from mmtok.io.files import check_file
 from mmtok.io.frames import UnfitBackendError, read_decord, read_pyav
-from mmtok.io.image import check_size
 
 DEFAULT_FRAMES = 8
 MAX_FRAMES = 256
@@ -84,8 +83,7 @@ def load_video(
     """
     _check_arguments(frames, fps, max_frames, backend)
     file = check_file(path, EXPECTED)
-    index = index_video(file)
-    check_size(index.size, max_pixels=max_pixels, name=str(file))
+    index = index_video(file, max_pixels=max_pixels)
     if fps is None:
         wanted = sample_by_count(len(index.pts), frames or DEFAULT_FRAMES)
     else:
