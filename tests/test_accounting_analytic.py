@@ -64,7 +64,7 @@ def test_windowed_tower_golden(name: str) -> None:
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_forward_of_every_family(family: str, kind: str) -> None:
-    """Whole batched forward, padding included: counted == encoder + decoder within 1 %."""
+    """Whole batched forward, padding included: counted == encoder + decoder, to far below the 1 % asked."""
     model, _ = tiny_model(family)
     inputs = batch(family, kind)
     rows, length = inputs["input_ids"].shape
@@ -74,7 +74,7 @@ def test_forward_of_every_family(family: str, kind: str) -> None:
     encoder = encoder_flops(config, media_shapes(config, inputs))
     decoder = rows * decoder_flops(config.text_config, length, logits="all")
     assert encoder > 0.02 * count.total  # an error of the encoder alone would be seen
-    assert encoder + decoder == pytest.approx(count.total, rel=0.01)
+    assert encoder + decoder == pytest.approx(count.total, rel=1e-4)
     layers = output.past_key_values.layers
     assert rows * kv_bytes(config.text_config, length, "float32") == sum(
         layer.keys.nbytes + layer.values.nbytes for layer in layers

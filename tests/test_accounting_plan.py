@@ -146,6 +146,10 @@ def test_tokens_of_shipped_models(name: str) -> None:
     assert_as_processed(load_config(name), (480, 640), 1, None)
 
 
+def test_tokens_of_a_large_image_that_onevision_scales_down() -> None:
+    assert_as_processed(load_config("llava-onevision-0.5b"), (900, 1500), 1, None)
+
+
 def test_bad_input() -> None:
     with pytest.raises(InputError, match=r"did you mean 'llava-1\.5-7b'"):
         plan("llava-1.5-7bb")
