@@ -1,4 +1,4 @@
-"""Tiny models and the processors built for them: every placeholder stands for one visual feature."""
+"""Tiny models and their processors: every placeholder stands for one visual feature."""
 
 from __future__ import annotations
 

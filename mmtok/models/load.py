@@ -85,16 +85,17 @@ def load(
     where = pick_device(device)
     if dtype not in ("auto", *_DTYPES):
         raise InputError(f"dtype must be auto, {', '.join(_DTYPES)}; got {dtype!r}")
-    kind = "float32" if dtype == "auto" and where.type == "cpu" else dtype
-    options: dict[str, Any] = {"dtype": kind if kind == "auto" else getattr(torch, kind)}
+    if dtype == "auto" and where.type == "cpu":
+        dtype = "float32"
+    options: dict[str, Any] = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if dummy:
         from mmtok.models.processors import build_processor
 
         config = load_config(name)
-        processor = build_processor(config)
         with _clear_errors(name):
+            processor = build_processor(config)
             model: Any = random_model(config, where, seed, **options)
         model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     else:
@@ -108,6 +109,8 @@ def load(
 def _pretrained(name: str, source: str, revision: str | None, **options: Any) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+    from mmtok.models.speech import SPEECH, chat_template
+
     common = {"revision": revision} if revision else {}
     with _clear_errors(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
@@ -117,6 +120,8 @@ def _pretrained(name: str, source: str, revision: str | None, **options: Any) ->
         model = AutoModelForImageTextToText.from_pretrained(
             source, trust_remote_code=False, use_safetensors=True, **common, **options
         )
+    if processor.chat_template is None and config.model_type in SPEECH:
+        processor.chat_template = chat_template(SPEECH[config.model_type])
     return model, processor
 
 
@@ -182,12 +187,14 @@ def _looks_like_a_path(name: str) -> bool:
 
 @contextmanager
 def _clear_errors(name: str) -> Iterator[None]:
-    """What transformers raises for a missing, broken or unreachable model, in one line."""
+    """What transformers raises where something is missing or broken, in one line."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise InputError(
             f"cannot load {name!r}: {first_line(error)} Check the name and the network, or give "
             "a local folder with config.json, .safetensors and processor files."

@@ -90,14 +90,14 @@ class LVLM:
             raise InputError("a clip needs at least one frame, got none")
         if not self._reads_clips(any(images for images, _ in media)):
             media = [(images + [f for clip in clips for f in clip], []) for images, clips in media]
-        texts = [
-            self._chat(len(images), len(clips), text)
-            for (images, clips), (_, _, text) in zip(media, prompts, strict=True)
-        ]
         images = [images for images, _ in media] if any(i for i, _ in media) else None
         clips = [clip for _, clips in media for clip in clips]
         bos = self.processor.tokenizer.bos_token
         try:
+            texts = [
+                self._chat(len(own_images), len(own_clips), text)
+                for (own_images, own_clips), (_, _, text) in zip(media, prompts, strict=True)
+            ]
             batch = self.processor(
                 text=texts,
                 images=images,
