@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
 from mmtok.models.lvlm import LVLM, first_line
 from mmtok.registry import unknown
+
+if TYPE_CHECKING:
+    import torch
 
 _DATA = Path(__file__).parent / "data"
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -67,8 +70,7 @@ def load(
             `dummy`: a shipped configuration ("llava-1.5-7b"), a family ("qwen2_vl": a tiny one), a
             folder or a config.json.
         dummy: random weights drawn from `seed`, with a byte tokenizer; nothing is downloaded.
-        dtype: "float32", "float16", "bfloat16", or "auto": float32 on a CPU, else the type in
-            which the model was published.
+        dtype: "float32", "float16", "bfloat16", or "auto": float32 on a CPU, else as published.
         device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
         revision: branch, tag or commit of a hub id.
         seed: of the random weights.
@@ -80,7 +82,7 @@ def load(
     """
     import torch
 
-    from mmtok.models.weights import pick_device, random_model
+    from mmtok.models.weights import pick_device
 
     where = pick_device(device)
     if dtype not in ("auto", *_DTYPES):
@@ -91,26 +93,31 @@ def load(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if dummy:
-        from mmtok.models.processors import build_processor
-
-        config = load_config(name)
-        with _clear_errors(name):
-            processor = build_processor(config)
-            model: Any = random_model(config, where, seed, **options)
-        model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+        model, processor = _random(name, where, seed, **options)
     else:
-        source = _source(name)
-        model, processor = _pretrained(name, source, revision, **options)
-        model = model.to(where)
-    model.eval().requires_grad_(False)
+        model, processor = _pretrained(name, revision, **options)
+    model.to(where).eval().requires_grad_(False)
     return LVLM(model=model, processor=processor, name=name, config=model.config)
 
 
-def _pretrained(name: str, source: str, revision: str | None, **options: Any) -> tuple[Any, Any]:
+def _random(name: str, where: torch.device, seed: int, **options: Any) -> tuple[Any, Any]:
+    from mmtok.models.processors import build_processor
+    from mmtok.models.weights import random_model
+
+    config = load_config(name)
+    with _clear_errors(name):
+        processor = build_processor(config)
+        model = random_model(config, where, seed, **options)
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    return model, processor
+
+
+def _pretrained(name: str, revision: str | None, **options: Any) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     from mmtok.models.speech import SPEECH, chat_template
 
+    source = _source(name)
     common = {"revision": revision} if revision else {}
     with _clear_errors(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
