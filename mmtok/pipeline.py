@@ -107,11 +107,10 @@ class Pipeline:
         """
         timer = StageTimer(self.lvlm.device, cpu_peak=True)
         with timer.stage("source"):
-            pictures = [load_image(x) if _is_path(x) else x for x in images or ()]
+            pictures = [load_image(x) if isinstance(x, str | PathLike) else x for x in images or ()]
+            wanted = frames or (None if fps else 8)
             clips = [
-                load_video(x, frames=frames or (None if fps else 8), fps=fps).frames
-                if _is_path(x)
-                else x
+                load_video(x, frames=wanted, fps=fps).frames if isinstance(x, str | PathLike) else x
                 for x in videos or ()
             ]
             prompt = cast("Prompt", (pictures, clips, text))
@@ -167,10 +166,6 @@ class Pipeline:
         with reduction.active(), _prefill_then_decode(model, meter) as caches:
             sequences: Tensor = model.generate(**inputs, **options)
         return Pass(inputs=inputs, sequences=sequences, reduction=reduction, kv_bytes=tuple(caches))
-
-
-def _is_path(x: Any) -> bool:
-    return isinstance(x, str | PathLike)
 
 
 @contextmanager

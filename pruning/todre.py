@@ -33,7 +33,8 @@ class ToDRE(Reducer):
 
     Attributes:
         rule: "kcenter" (v1) or "maxsum" (v2) for stage 1.
-        tau: stage 2 drops the visual tokens when both attention shares fall below it; 0 never.
+        tau: stage 2 drops the visual tokens when both attention shares fall below it; 0 never,
+            nor with keep=1.0.
         seed: for the start token of encoders without CLS.
     """
 
@@ -75,9 +76,10 @@ class ToDRE(Reducer):
         return greedy_flops(n, k, width) if k < n else 0
 
     def in_decoder(self, layers: int) -> DecoderStage | None:
-        """Stage 2 at layer floor(7L/8), unless tau is 0 or no layer is left to save."""
+        """Stage 2 at layer floor(7L/8); none if tau is 0, all is kept, or no layer would save."""
         layer = 7 * layers // 8
-        if self.tau == 0 or layer >= layers - 1:
+        everything = isinstance(self.keep, float) and self.keep == 1
+        if everything or self.tau == 0 or layer >= layers - 1:
             return None
         return DecoderStage(layer=layer, rule=self._relevant)
 

@@ -24,6 +24,7 @@ from mmtok.models.taps import LayerAttention, tap
 from mmtok.tokens import Selection, VisualTokens
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+TOWER_OPTION = "interpolate_pos_encoding"  # goes through the encoder's **kwargs to the tower
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def encode(
         if inputs.get(key) is None:
             continue
         encoder = getattr(model.base_model, f"get_{kind}_features")
-        known = inspect.signature(encoder).parameters
+        known = {*inspect.signature(encoder).parameters, TOWER_OPTION}
         arguments = {name: value for name, value in inputs.items() if name in known}
         heard: list[LayerAttention] = []
         layers = model.base_model.get_submodule(family.tower)

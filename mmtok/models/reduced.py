@@ -11,7 +11,15 @@ from torch import Tensor
 
 from mmtok.errors import InputError
 from mmtok.models.decoder_seam import DecoderSeam
-from mmtok.models.encoder_seam import PIXELS, Media, compact, encode, hand_back, kept_places
+from mmtok.models.encoder_seam import (
+    PIXELS,
+    TOWER_OPTION,
+    Media,
+    compact,
+    encode,
+    hand_back,
+    kept_places,
+)
 from mmtok.models.families import Inputs, family_of
 from mmtok.pruning import Reducer, build
 from mmtok.pruning.base import overrides
@@ -20,9 +28,10 @@ from mmtok.tokens import Query, VisualTokens
 if TYPE_CHECKING:
     from mmtok.accounting.scopes import Meter
 
-# What the vision tower reads besides pixels; the decoder has no use for it once positions are set.
-_ENCODER_ONLY = (
-    *("pixel_values", "pixel_values_videos", "pixel_attention_mask"),
+# What the vision tower reads; the decoder has no use for it once positions are set.
+_PIXEL_INPUTS = (*PIXELS.values(), TOWER_OPTION)
+_ENCODER_INPUTS = (
+    *(*_PIXEL_INPUTS, "pixel_attention_mask"),
     *("image_sizes", "image_sizes_videos", "batch_num_images"),
     *("image_grid_thw", "video_grid_thw", "second_per_grid_ts"),
 )
@@ -181,7 +190,7 @@ class Reduction:
         keep, visual = kept_places(inputs["input_ids"].shape, self.media)
         outputs = {part.kind: hand_back(self.family, part) for part in self.media}
         whole = all(part.whole for part in self.media)
-        gone = PIXELS.values() if whole else _ENCODER_ONLY
+        gone = _PIXEL_INPUTS if whole else _ENCODER_INPUTS
         short = {name: value for name, value in inputs.items() if name not in gone}
         if not whole:
             short |= self._shorten(inputs, keep, positions)

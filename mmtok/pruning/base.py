@@ -46,7 +46,7 @@ class Reducer:
             rounded half up and at least one. `keep=1` is one token, `keep=1.0` all of them.
 
     Raises:
-        InputError: keep is neither.
+        InputError: keep is neither, or a seed is no int.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -64,6 +64,9 @@ class Reducer:
                 f"{self.name}: keep must be a number of tokens (an int >= 1) or a share of them "
                 f"(a float in (0, 1]), got {keep!r}"
             )
+        seed = getattr(self, "seed", 0)
+        if not isinstance(seed, int):
+            raise InputError(f"{self.name}: seed must be an int, got {seed!r}")
 
     @property
     def name(self) -> str:

@@ -1,0 +1,71 @@
+"""Every registered reducer on every family: exactness, bytes, FLOPs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mmtok import InputError, Pipeline, reduced
+from mmtok.accounting.analytic import kv_bytes
+from mmtok.accounting.flops import count_flops
+from mmtok.accounting.rows import analytic_flops
+from mmtok.models.lvlm import LVLM
+from tests.conftest import CASES, batch, tiny_model
+from tests.matrix import REDUCERS
+
+GREEDY: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+ROWS = [
+    pytest.param(case, spec, id=f"{case[0]}-{case[1]}-{spec}")
+    for case in CASES
+    for name, (specs, refuses) in REDUCERS.items()
+    for spec in specs
+    if case[0] not in refuses
+]
+
+
+@pytest.mark.parametrize(("case", "spec"), ROWS)
+def test_keep_all_is_bit_identical(case: tuple[str, str], spec: str) -> None:
+    model, _ = tiny_model(case[0])
+    want = model.generate(
+        **batch(*case), **GREEDY, output_logits=True, return_dict_in_generate=True
+    )
+    with reduced(model, spec.format(keep=1.0)):
+        got = model.generate(
+            **batch(*case), **GREEDY, output_logits=True, return_dict_in_generate=True
+        )
+    assert torch.equal(got.sequences, want.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(got.logits, want.logits, strict=True))
+
+
+@pytest.mark.parametrize(("case", "spec"), ROWS)
+def test_the_account_is_exact(case: tuple[str, str], spec: str) -> None:
+    """KV bytes as predicted from token counts; FLOPs of each stage within 1% of the counter."""
+    model, processor = tiny_model(case[0])
+    lvlm = LVLM(model=model, processor=processor, name=case[0], config=model.config)
+    pipeline = Pipeline(lvlm, spec.format(keep=0.3))
+    inputs = batch(*case)
+    full = inputs["input_ids"].shape[1]
+    with count_flops() as counted:
+        done = pipeline.one_pass(inputs, counted, **GREEDY)
+    assert done.reduction.prompt_length < full
+    predicted = kv_bytes(model.config.get_text_config(), done.layer_lengths(), "float32")
+    assert done.kv_bytes[0] == len(inputs["input_ids"]) * predicted
+    analytic = analytic_flops(lvlm, done)
+    for stage in ("encode", "reduce.score", "reduce.select", "prefill", "decode"):
+        assert analytic[stage] == pytest.approx(counted.by_stage.get(stage, 0), rel=0.01), stage
+    assert analytic["prefill"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [(name, family) for name, (_, refuses) in REDUCERS.items() for family in sorted(refuses)],
+)
+def test_what_does_not_fit_is_refused_with_the_reason(name: str, family: str) -> None:
+    model, _ = tiny_model(family)
+    with (
+        reduced(model, f"{name}(keep=0.3)"),
+        pytest.raises(InputError, match=f"{name} does not fit {family}: "),
+    ):
+        model.generate(**batch(family, "image"), **GREEDY)
