@@ -64,7 +64,7 @@ def test_windowed_tower_golden(name: str) -> None:
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_forward_of_every_family(family: str, kind: str) -> None:
-    """Whole batched forward, padding included: counted == encoder + decoder, to far below the 1 % asked."""
+    """Whole batched forward, padding included: counted == encoder + decoder, far below 1 % off."""
     model, _ = tiny_model(family)
     inputs = batch(family, kind)
     rows, length = inputs["input_ids"].shape

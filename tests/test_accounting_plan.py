@@ -11,15 +11,17 @@ import pytest
 import torch
 
 from mmtok import InputError, plan
+from mmtok.accounting.flops import count_flops
 from mmtok.accounting.planned import planned
 from mmtok.accounting.shapes import media_shapes
 from mmtok.models.dummy import FAMILIES, tiny_config
 from mmtok.models.load import load_config, shipped_names
 from mmtok.models.lvlm import LVLM
 from mmtok.models.processors import build_processor
+from mmtok.pruning import build
 from mmtok.pruning.base import Reducer
 from mmtok.tokens import Query, Selection, VisualTokens
-from tests.conftest import picture
+from tests.conftest import picture, tiny_model
 
 GOLDEN = json.loads((Path(__file__).parent / "data/accounting/golden.json").read_text())
 
@@ -35,6 +37,25 @@ class Keep(Reducer):
 
     def decoder_schedule(self, layers: int, visual: int) -> list[int]:
         return [visual if layer < self.layer else 0 for layer in range(layers)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half(Reducer):
+    """Gives the encoder half as many rows and columns."""
+
+    def before_encoder(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        raise AssertionError("a plan runs nothing")
+
+    def encoder_grid(self, t: int, h: int, w: int) -> tuple[int, int]:
+        return h // 2, w // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Darker(Reducer):
+    """Changes the pictures without a word about their size."""
+
+    def before_encoder(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        raise AssertionError("a plan runs nothing")
 
 
 @pytest.mark.parametrize("row", GOLDEN["llava_1_5_7b"])
@@ -71,6 +92,7 @@ def test_contract_and_stages() -> None:
     assert [s["stage"] for s in data["baseline"]["stages"]] == ["encode", "prefill", "decode"]
     encode, select, prefill, decode = data["reduced"]["stages"]
     assert (select["tokens_in"], select["tokens_out"]) == (576, 58)
+    assert select["flops_analytic"] == build("todre(keep=0.1)")[0].select_flops(576, 4096) > 0
     assert prefill["flops_analytic"] == data["reduced"]["prefill_flops"]
     assert prefill["kv_bytes"] == data["reduced"]["kv_bytes"] == (58 + 64) * 524288
     assert decode["kv_bytes"] == (58 + 64 + 2) * 524288  # the last token is never read
@@ -96,6 +118,33 @@ def test_tokens_that_leave_inside_the_decoder() -> None:
 def test_budget_is_per_item() -> None:
     made = plan("llava-1.5-7b", reduce=Keep(keep=10), images=3)
     assert (made.baseline.visual_tokens, made.reduced.visual_tokens) == (3 * 576, 30)
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_smaller_pictures_cost_what_the_tower_spends_on_them(family: str) -> None:
+    model, _ = tiny_model(family)
+    made = plan(model.config, reduce=Half(), images=2)
+    side, patch = (getattr(model.config.vision_config, f"{x}_size") for x in ("image", "patch"))
+    small = torch.rand(2, 3, *(side // patch // 2 * patch,) * 2)
+    with torch.inference_mode(), count_flops() as count:
+        output = model.base_model.get_image_features(small, interpolate_pos_encoding=True)
+    assert made.reduced.ledger.stages[0].flops_analytic == count.total
+    assert made.reduced.visual_tokens == sum(len(x) for x in output.pooler_output)
+
+
+def test_smaller_grids() -> None:
+    whole, half = (plan("qwen3-vl-4b", image_size=(s, s), frames=4) for s in (512, 256))
+    reduced = plan("qwen3-vl-4b", image_size=(512, 512), frames=4, reduce=Half()).reduced
+    assert reduced.prefill_flops == half.baseline.prefill_flops < whole.baseline.prefill_flops
+    encode = reduced.ledger.stages[0]
+    assert encode.flops_analytic == half.baseline.ledger.stages[0].flops_analytic
+
+
+def test_pictures_that_cannot_be_made_smaller() -> None:
+    with pytest.raises(InputError, match="tiles of one size"):
+        plan("internvl3-8b", reduce=Half())
+    with pytest.raises(InputError, match="cannot be planned"):
+        plan("llava-1.5-7b", reduce=Darker())
 
 
 class OnCpu(LVLM):
@@ -147,7 +196,7 @@ def test_tokens_of_shipped_models(name: str) -> None:
 
 
 def test_tokens_of_a_large_image_that_onevision_scales_down() -> None:
-    assert_as_processed(load_config("llava-onevision-0.5b"), (900, 1500), 1, None)
+    assert_as_processed(load_config("llava-onevision-0.5b"), (1500, 1490), 1, None)
 
 
 def test_bad_input() -> None:

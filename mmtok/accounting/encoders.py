@@ -87,9 +87,9 @@ def _llava_next_video(config: Any, shapes: MediaShapes) -> int:
 
 
 def kept_cls(config: Any) -> int:
-    """CLS tokens that reach the projector (only with the "full" feature strategy)."""
-    cls = CLS_TOKENS.get(config.vision_config.model_type, 0)
-    return 0 if config.vision_feature_select_strategy == "default" else cls
+    """CLS tokens that reach the projector: only where the feature strategy is "full"."""
+    full = getattr(config, "vision_feature_select_strategy", None) == "full"
+    return CLS_TOKENS.get(config.vision_config.model_type, 0) if full else 0
 
 
 def _llava_projector(config: Any, tokens: int) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmtok.accounting.analytic import Logits, decoder_flops, kv_bytes
 from mmtok.accounting.encoders import encoder_flops
 from mmtok.accounting.ledger import Ledger, Stage, render, si
-from mmtok.accounting.planned import PlannedMedia, planned
+from mmtok.accounting.planned import PlannedMedia, planned, resized
 from mmtok.errors import InputError
 
 if TYPE_CHECKING:
@@ -171,43 +171,66 @@ def _config(model: Any) -> Any:
 
 def _cost(ask: _Ask, reducers: Sequence[Reducer]) -> Cost:
     text = ask.config.text_config
-    before = sum(ask.media.items)
-    entering, visual = _kept(reducers, ask.media.items, text.num_hidden_layers)
+    media = _before_encoder(ask, reducers)
+    items, select = _after_encoder(reducers, media.items, text.hidden_size)
+    visual = _in_decoder(reducers, sum(items), text.num_hidden_layers)
     lengths = [n + ask.text_tokens for n in visual]
-    encode = encoder_flops(ask.config, ask.media.shapes)
+    encoded, entering = sum(media.items), sum(items)
+    encode = encoder_flops(ask.config, media.shapes)
     prefill = decoder_flops(text, lengths, logits=ask.logits)
     cache = kv_bytes(text, lengths, ask.dtype)
-    stages = [Stage("encode", tokens_out=before, flops_analytic=encode)]
+    stages = [Stage("encode", tokens_out=encoded, flops_analytic=encode)]
     if reducers:
-        stages.append(Stage("reduce.select", tokens_in=before, tokens_out=entering))
-    total = entering + ask.text_tokens
+        stages.append(Stage("reduce.select", encoded, entering, flops_analytic=select))
     stages.append(
-        Stage("prefill", tokens_in=total, flops_analytic=prefill, kv_bytes=cache),
+        Stage("prefill", entering + ask.text_tokens, 1, flops_analytic=prefill, kv_bytes=cache)
     )
-    if ask.new_tokens > 1:
-        steps = range(1, ask.new_tokens)
+    steps = range(1, ask.new_tokens)
+    if steps:
         decode = sum(decoder_flops(text, 1, [n + step for n in lengths]) for step in steps)
         grown = kv_bytes(text, [n + len(steps) for n in lengths], ask.dtype)
         stages.append(
-            Stage("decode", tokens_out=ask.new_tokens, flops_analytic=decode, kv_bytes=grown)
+            Stage("decode", len(steps), len(steps), flops_analytic=decode, kv_bytes=grown)
         )
     return Cost(Ledger(stages), entering, prefill, cache)
 
 
-def _kept(reducers: Sequence[Reducer], items: list[int], layers: int) -> tuple[int, list[int]]:
-    """Visual tokens that enter the language model, and those each of its layers reads.
-
-    Where a method decides by content, these are upper bounds.
-    """
+def _before_encoder(ask: _Ask, reducers: Sequence[Reducer]) -> PlannedMedia:
+    """What the encoder reads once reducers have made the pictures smaller."""
     from mmtok.pruning.base import overrides
 
+    media = ask.media
+    for reducer in reducers:
+        if overrides(reducer, "before_encoder"):
+            fit = getattr(reducer, "encoder_grid", None)
+            if fit is None:
+                raise InputError(
+                    f"{reducer.name} cannot be planned: it changes the pictures and has no "
+                    "encoder_grid(t, h, w) that says to how many cells"
+                )
+            media = resized(ask.config, media, fit)
+    return media
+
+
+def _after_encoder(
+    reducers: Sequence[Reducer], items: list[int], width: int
+) -> tuple[list[int], int]:
+    """Tokens left of each item, and FLOPs of choosing them."""
+    from mmtok.pruning.base import overrides
+
+    flops = 0
     for reducer in reducers:
         if overrides(reducer, "after_encoder"):
+            flops += sum(reducer.select_flops(n, width) for n in items)
             counts = [reducer.keep_count(n) for n in items]
             items = [n if kept is None else kept for n, kept in zip(items, counts, strict=True)]
-    entering = sum(items)
+    return items, flops
+
+
+def _in_decoder(reducers: Sequence[Reducer], entering: int, layers: int) -> list[int]:
+    """Visual tokens each decoder layer reads; upper bounds where a method decides by content."""
     schedules = [reducer.decoder_schedule(layers, entering) for reducer in reducers]
-    return entering, [min(column) for column in zip([entering] * layers, *schedules, strict=True)]
+    return [min(column) for column in zip([entering] * layers, *schedules, strict=True)]
 
 
 def _row(ledger: Ledger, name: str) -> Stage:

@@ -7,7 +7,7 @@ and rounding follow the image and video processors of transformers 5.23.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, isqrt, prod, sqrt
 from typing import Any
 
@@ -56,6 +56,33 @@ def planned(
         raise InputError(f"expected positive sizes and counts, got {size} pixels, {count} pictures")
     make = _STILLS[family] if frames is None else _CLIPS.get(family, _STILLS[family])
     return make(config, size, count)
+
+
+def resized(config: Any, media: PlannedMedia, fit: Callable[[int, int, int], Size]) -> PlannedMedia:
+    """The same media in fewer cells, where the encoder takes smaller pictures.
+
+    Args:
+        config: transformers config of the whole model.
+        media: from `planned`.
+        fit: (t, h, w) cells of an item -> (h, w) cells after scaling.
+
+    Raises:
+        InputError: the family's processor cuts pictures into tiles of one size.
+    """
+    vision = config.vision_config
+    if media.shapes.grids:
+        unit = vision.spatial_merge_size
+        cell = [(t, *fit(t, h // unit, w // unit)) for t, h, w in media.shapes.grids]
+        return _grids(config, [(t, h * unit, w * unit) for t, h, w in cell])
+    if config.model_type not in ("llava", "paligemma"):
+        raise InputError(
+            f"{config.model_type} takes tiles of one size, so its pictures cannot be scaled down"
+        )
+    patch = side_of(vision.patch_size)
+    side = side_of(vision.image_size) // patch
+    rows, columns = fit(1, side, side)
+    shapes = replace(media.shapes, size=(rows * patch, columns * patch))
+    return PlannedMedia(shapes, [rows * columns + kept_cls(config)] * len(media.items))
 
 
 def _crops(config: Any, size: Size, count: int) -> PlannedMedia:
@@ -148,7 +175,6 @@ def _smolvlm(config: Any, size: Size, count: int) -> PlannedMedia:
     tile = side_of(config.vision_config.image_size)
     long = min(4 * tile, 4096)
     short = int(long / (max(size) / min(size)))
-    short += short % 2
     tiles = ceil(long / tile) * ceil(short / tile)
     crops = (tiles + 1 if tiles > 1 else 1) * count
     return PlannedMedia(MediaShapes(crops=crops), [_crop_tokens(config)] * crops)
