@@ -7,7 +7,15 @@ families it refuses with a reason.
 from __future__ import annotations
 
 TILED = frozenset(
-    {"llava_next", "llava_next_video", "llava_onevision", "internvl", "smolvlm", "gemma3"}
+    {
+        "llava_next",
+        "llava_next_video",
+        "llava_onevision",
+        "internvl",
+        "smolvlm",
+        "idefics3",
+        "gemma3",
+    }
 )
 
 REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {

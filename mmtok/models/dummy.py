@@ -144,6 +144,12 @@ _TINY: dict[str, Config] = {
         "text_config": _text("llama"),
         "vision_config": _vision("smolvlm_vision", 64, 8),
     },
+    "idefics3": {
+        "image_token_id": _IMAGE,
+        "scale_factor": 2,
+        "text_config": _text("llama"),
+        "vision_config": _vision("idefics3_vision", 64, 8),
+    },
     "gemma3": {
         "image_token_index": _IMAGE,
         "boi_token_index": _VISION_START,

@@ -156,7 +156,8 @@ def _items(model: Any, family: Family, entries: list[Tensor], placeholder: Tenso
     if family.items == "tile":
         vision = model.config.vision_config
         side = vision.image_size // vision.patch_size // model.config.scale_factor
-        return [tile for entry in entries for tile in torch.split(entry, side * side)]
+        tiles = [tile for entry in entries for tile in torch.split(entry, side * side)]
+        return [tile for tile in tiles if len(tile)]  # a prompt without images has an empty entry
     if family.items == "run":
         edges = torch.nn.functional.pad(placeholder.int(), (1, 1)).diff(dim=1)
         runs = ((edges < 0).nonzero()[:, 1] - (edges > 0).nonzero()[:, 1]).tolist()

@@ -187,6 +187,7 @@ FAMILIES: dict[str, Family] = {
         image=_tiles, tower="vision_tower.encoder.layer", has_cls=True, flat=True, items="run"
     ),
     "smolvlm": Family(image=_square, tower="vision_model.encoder.layers", items="tile"),
+    "idefics3": Family(image=_square, tower="vision_model.encoder.layers", items="tile"),
     "gemma3": Family(image=_square, tower=_CLIP_TOWER, flat=True),
     "paligemma": Family(image=_square, tower=_CLIP_TOWER, flat=True, resize="pixels"),
 }
