@@ -13,7 +13,7 @@ import torch
 from mmtok import InputError, plan
 from mmtok.accounting.flops import count_flops
 from mmtok.accounting.planned import planned
-from mmtok.accounting.shapes import media_shapes
+from mmtok.accounting.shapes import anyres_tiles, media_shapes
 from mmtok.models.dummy import FAMILIES, tiny_config
 from mmtok.models.load import load_config, shipped_names
 from mmtok.models.lvlm import LVLM
@@ -197,6 +197,13 @@ def test_tokens_of_shipped_models(name: str) -> None:
 
 def test_tokens_of_a_large_image_that_onevision_scales_down() -> None:
     assert_as_processed(load_config("llava-onevision-0.5b"), (1500, 1490), 1, None)
+
+
+def test_the_smallest_tiling_that_keeps_every_pixel_wins() -> None:
+    pinpoints = [[672, 672], [336, 672], [672, 336]]
+    assert anyres_tiles((300, 300), pinpoints, 336) == (1, 2)
+    assert anyres_tiles((600, 300), pinpoints, 336) == (2, 1)
+    assert anyres_tiles((600, 600), pinpoints, 336) == (2, 2)
 
 
 def test_bad_input() -> None:

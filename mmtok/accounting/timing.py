@@ -43,7 +43,7 @@ class StageTimer:
 
     Args:
         device: where the model runs. On CUDA, peak memory is what torch allocated, weights
-            included.
+            included; torch's own peak statistics are reset at every stage boundary.
         cpu_peak: on CPU, report the process's peak resident memory per stage as well (Linux only;
             resets the peak that /proc/self/status shows). Otherwise peak memory is None on CPU.
     """
