@@ -276,6 +276,35 @@ def test_damaged_frames(tmp_path, capfd):
     refused(path, "damaged", backend="pyav")
 
 
+@pytest.mark.parametrize("mux", [{}, {"movflags": "frag_keyframe+empty_moov"}])
+def test_random_damage_never_escapes_as_another_error(tmp_path, mux):
+    path = write(tmp_path / "damaged.mp4", count=12, **mux)
+    whole = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    random = np.random.default_rng(1)
+    lines = []
+    for _ in range(60):
+        damaged = whole.copy()
+        damaged[random.integers(0, len(whole), 4)] = random.integers(0, 256, 4)
+        path.write_bytes(damaged.tobytes())
+        try:
+            load_video(path, frames=3)
+        except InputError as error:
+            lines.append(str(error))
+    assert len(lines) > 10
+    assert not any("\n" in line for line in lines)
+
+
+@decord_only
+def test_decord_is_kept_from_headers_that_would_end_the_process(tmp_path):
+    path = write(tmp_path / "lying.mp4")
+    whole = bytearray(path.read_bytes())
+    runs = whole.index(b"stts") + 8
+    whole[runs + 4 : runs + 8] = b"\xe0\0\0\0"
+    path.write_bytes(whole)
+    refused(path, "header disagrees", backend="decord")
+    assert load_video(path).backend == "pyav"
+
+
 def test_limits(tmp_path, monkeypatch):
     path = write(tmp_path / "clip.mp4")
     refused(path, "at most 9", frames=10, max_frames=9)

@@ -83,6 +83,8 @@ def open_video(file: Path) -> Iterator[tuple[Any, Any]]:
             if not streams:
                 kind = "only sound" if container.streams.audio else "no stream of any kind"
                 raise InputError(f"{file}: holds {kind}, expected a file with a video stream")
+            if streams[0].codec_context is None:
+                raise InputError(f"{file}: unknown video codec, expected one that FFmpeg decodes")
             yield container, streams[0]
     except av.error.EOFError:
         raise InputError(f"{file}: ends before its first frame, expected at least one") from None
