@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from mmtok import InputError
 from mmtok.accounting.analytic import decoder_flops, kv_bytes
@@ -133,26 +127,6 @@ def test_pooling_head_of_siglip_is_paid_for() -> None:
     assert count.total == fixed_tower(config, 4)
     config.vision_use_head = False
     assert count.total > fixed_tower(config, 4)
-
-
-def test_idefics3() -> None:
-    """SmolVLM's published config: same tower and connector under the older name."""
-    shape = {"num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 400}
-    config = AutoConfig.for_model(
-        "idefics3",
-        scale_factor=2,
-        vision_config={"hidden_size": 32, "intermediate_size": 48, "image_size": 32} | shape,
-        text_config={"model_type": "llama", "hidden_size": 48, "pad_token_id": 0} | shape,
-    )
-    config.vision_config.patch_size = 8
-    model = AutoModelForImageTextToText.from_config(config).eval().base_model
-    pixels = torch.rand(1, 3, 3, 32, 32)
-    pixels[0, 2] = 0  # pads the batch
-    with torch.inference_mode(), count_flops() as count:
-        model.get_image_features(pixels)
-    shapes = media_shapes(config, {"pixel_values": pixels})
-    assert shapes.crops == 2
-    assert count.total == encoder_flops(config, shapes)
 
 
 def test_padding_crops_are_not_counted() -> None:

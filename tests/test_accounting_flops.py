@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmtok.accounting.flops import FlopCount, count_flops
+from mmtok.accounting.formulas import extra_formulas
 
 HAND = json.loads((Path(__file__).parent / "data/accounting/golden.json").read_text())[
     "hand_counts"
@@ -46,6 +47,13 @@ def test_hand_counts(name: str) -> None:
     count = counted(COUNTED[name])
     assert count.total == HAND[name] == sum(count.by_op.values())
     assert not count.uncounted
+
+
+def test_recurrent_layers_on_cuda() -> None:
+    """Only CUDA dispatches this operation, so its formula is fed the shapes by hand."""
+    weights = [(256, 64), (256, 64), (256,), (256,)]
+    formula = extra_formulas()[torch.ops.aten._cudnn_rnn]
+    assert formula((10, 1, 64), weights) == HAND["lstm_64_64_len10"]
 
 
 def test_attention_is_counted_dense() -> None:
