@@ -134,18 +134,9 @@ def plan(
     media = planned(config, size=image_size, images=images, frames=frames)
     ask = _Ask(config, media, text_tokens, new_tokens, dtype, logits)
     reducers = build(reduce)
-    return Plan(
-        baseline=_cost(ask, []),
-        reduced=_cost(ask, reducers),
-        meta={
-            "model": model if isinstance(model, str) else config.model_type,
-            "reduce": [reducer.spec for reducer in reducers],
-            "text_tokens": text_tokens,
-            "new_tokens": new_tokens,
-            "dtype": dtype,
-            "logits": logits,
-        },
-    )
+    name = model if isinstance(model, str) else config.model_type
+    meta = {"model": name, "reduce": [r.spec for r in reducers]} | ask.assumed()
+    return Plan(baseline=_cost(ask, []), reduced=_cost(ask, reducers), meta=meta)
 
 
 @dataclass(frozen=True)
@@ -158,6 +149,10 @@ class _Ask:
     new_tokens: int
     dtype: str
     logits: Logits
+
+    def assumed(self) -> dict[str, Any]:
+        names = ("text_tokens", "new_tokens", "dtype", "logits")
+        return {name: getattr(self, name) for name in names}
 
 
 def _config(model: Any) -> Any:
