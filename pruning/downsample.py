@@ -27,6 +27,10 @@ class Downsample(Reducer):
     A k below one row and one column of the grid cannot be reached; one token is the least.
     """
 
+    def encoder_grid(self, t: int, h: int, w: int) -> tuple[int, int]:
+        """Rows and columns of cells that a picture, or each of t frames, of h x w cells keeps."""
+        return fit(h, w, max(self.keep_count(t * h * w) // t, 1))
+
     def before_encoder(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """Shrink every image and clip, and drop the placeholders that are left over.
 
@@ -46,7 +50,7 @@ class Downsample(Reducer):
     def _pixels(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         vision, pixels = model.config.vision_config, inputs["pixel_values"]
         h, w = pixels.shape[-2] // vision.patch_size, pixels.shape[-1] // vision.patch_size
-        rows, columns = fit(h, w, self.keep_count(h * w))
+        rows, columns = self.encoder_grid(1, h, w)
         if (rows, columns) == (h, w):
             return inputs
         size = (rows * vision.patch_size, columns * vision.patch_size)
@@ -64,7 +68,7 @@ class Downsample(Reducer):
             parts = torch.split(inputs[key], [t * h * w for t, h, w in sizes])
             for part, (t, h, w) in zip(parts, sizes, strict=True):
                 n = t * h * w // merge**2
-                rows, columns = fit(h // merge, w // merge, max(self.keep_count(n) // t, 1))
+                rows, columns = self.encoder_grid(t, h // merge, w // merge)
                 grids.append([t, rows * merge, columns * merge])
                 counts += [(n // t, rows * columns)] * t  # frame by frame: text may stand between
                 patches.append(_resize_patches(model, part, (t, h, w), grids[-1]))
