@@ -1,0 +1,197 @@
+"""Baseline and reduced run of one prompt, in one process, in alternating order.
+
+The speed-up is set against what the FLOP ratio alone would predict: a method that saves tokens but
+spends the gain on selection, or meets a launch-bound device, shows it here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmtok.accounting.flops import count_flops
+from mmtok.accounting.ledger import Ledger, Stage, render
+from mmtok.accounting.rows import Pass, ledger
+from mmtok.accounting.timing import StageStats, StageTimer, measure
+from mmtok.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from mmtok.models.lvlm import LVLM
+    from mmtok.models.reduction import Reduction
+    from mmtok.pruning import Reducer
+
+PREFILL = ("reduce.score", "reduce.select", "prefill")
+"""Stages that stand against the baseline's prefill: what reduces it is charged to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Two accounts of one prompt; times are medians over the repeats.
+
+    Attributes:
+        baseline: all visual tokens kept.
+        reduced: with the reducers.
+        ratio: baseline / reduced of {"prefill_ms", "total_ms", "flops", "predicted"}.
+            `prefill_ms` compares the prefill with prefill + scoring + selection; `predicted` is
+            the same ratio of counted FLOPs; `flops` and `total_ms` are of the whole run.
+        spread: side -> stage -> {"median", "p10", "p90", "n"} milliseconds on the device.
+        machine: where it was measured.
+    """
+
+    baseline: Ledger
+    reduced: Ledger
+    ratio: dict[str, float]
+    spread: dict[str, dict[str, dict[str, float]]]
+    machine: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes as plain values, JSON-ready."""
+        sides = {"baseline": self.baseline.to_dict(), "reduced": self.reduced.to_dict()}
+        return sides | {"ratio": self.ratio, "spread": self.spread, "machine": self.machine}
+
+    def table(self) -> str:
+        """Both ledgers, the spread of the times, the ratios and the machine."""
+        parts = []
+        for side, account in (("baseline", self.baseline), ("reduced", self.reduced)):
+            parts += [f"{side}: {account.meta['reduce']}", account.table()]
+        lines = [["ms", "median", "p10", "p90", "reduced", "p10", "p90"]]
+        for stage in (*(row.stage for row in self.reduced.stages), "total"):
+            sides = [self.spread[side].get(stage, {}) for side in ("baseline", "reduced")]
+            cells = [s.get(name) for s in sides for name in ("median", "p10", "p90")]
+            lines.append([stage, *("" if x is None else f"{x:.2f}" for x in cells)])
+        ratio = self.ratio
+        parts += [
+            render(lines),
+            f"prefill {ratio['prefill_ms']:.2f}x faster, selection included; "
+            f"its FLOPs alone predict {ratio['predicted']:.2f}x",
+            f"whole run {ratio['total_ms']:.2f}x faster with {ratio['flops']:.2f}x fewer FLOPs",
+            ", ".join(f"{name} {value}" for name, value in self.machine.items()),
+        ]
+        return "\n".join(parts) + "\n"
+
+
+def profile(
+    lvlm: LVLM,
+    reduce: str | Reducer | Sequence[str | Reducer],
+    inputs: dict[str, Any],
+    *,
+    repeats: int = 10,
+    warmup: int = 2,
+    new_tokens: int = 8,
+    check: Callable[[Reduction], None] | None = None,
+) -> Profile:
+    """Time and count one prompt with and without reducers.
+
+    FLOPs are counted in a pass of their own, before any timing. Both sides generate exactly
+    `new_tokens` tokens. The inputs are prepared once, so the ledgers have no row for the source.
+
+    Args:
+        lvlm: the model.
+        reduce: a spec, a reducer, or a list of them.
+        inputs: one prompt or a batch, as `lvlm.inputs` makes it.
+        repeats: rounds that are timed.
+        warmup: rounds before that.
+        new_tokens: tokens to generate.
+        check: called with the reduction of the counting pass; may raise.
+
+    Raises:
+        InputError: a spec is wrong, or a reducer does not fit the model.
+    """
+    pipes = {"baseline": Pipeline(lvlm), "reduced": Pipeline(lvlm, reduce)}
+    options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+    counts = {}
+    for side, pipe in pipes.items():
+        with count_flops() as counts[side]:
+            done = pipe.one_pass(inputs, counts[side], **options)
+        if check is not None:
+            check(done.reduction)
+    last: dict[str, tuple[Pass, StageTimer]] = {}
+
+    def variant(side: str) -> Callable[[StageTimer], object]:
+        def once(timer: StageTimer) -> None:
+            last[side] = pipes[side].one_pass(inputs, timer, **options), timer
+
+        return once
+
+    stats = measure(
+        {side: variant(side) for side in pipes},
+        device=lvlm.device,
+        warmup=warmup,
+        repeats=repeats,
+    )
+    sides = {
+        side: _with_medians(ledger(lvlm, pipe.spec, *last[side], counts[side]), stats[side])
+        for side, pipe in pipes.items()
+    }
+    return Profile(
+        **sides,
+        ratio=_ratios(sides["baseline"], sides["reduced"]),
+        spread={side: _spread(stats[side]) for side in pipes},
+        machine=machine(lvlm.device),
+    )
+
+
+def _with_medians(account: Ledger, stats: Mapping[str, StageStats]) -> Ledger:
+    """The account of the last pass with the median times in place of its own."""
+
+    def median(row: Stage) -> Stage:
+        times = stats[row.stage]
+        faster = (row.device_ms or 0) / times.device_ms.median
+        return replace(
+            row,
+            device_ms=times.device_ms.median,
+            host_ms=times.host_ms.median,
+            peak_mib=times.peak_mib,
+            mfu=None if row.mfu is None else row.mfu * faster,
+            mbu=None if row.mbu is None else row.mbu * faster,
+        )
+
+    return replace(account, stages=[median(row) for row in account.stages])
+
+
+def _ratios(baseline: Ledger, reduced: Ledger) -> dict[str, float]:
+    def ratio(name: str, stages: Sequence[str] | None = None) -> float:
+        sums = [
+            sum(getattr(r, name) or 0 for r in side.stages if stages is None or r.stage in stages)
+            for side in (baseline, reduced)
+        ]
+        return float(sums[0] / sums[1])
+
+    return {
+        "prefill_ms": ratio("device_ms", PREFILL),
+        "total_ms": ratio("device_ms"),
+        "flops": ratio("flops"),
+        "predicted": ratio("flops", PREFILL),
+    }
+
+
+def _spread(stats: Mapping[str, StageStats]) -> dict[str, dict[str, float]]:
+    return {stage: asdict(times.device_ms) for stage, times in stats.items()}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers were measured on: processor, device, threads and torch's version."""
+    on_gpu = device.type == "cuda"
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "torch": torch.__version__,
+    }
+
+
+def _cpu_model() -> str:
+    """The processor's name as Linux tells it, elsewhere as Python does."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
