@@ -25,7 +25,8 @@ from mmtok.errors import InputError
 from mmtok.io.image import load_image
 from mmtok.io.video import load_video
 from mmtok.models.lvlm import LVLM, Prompt
-from mmtok.models.reduced import Reduction
+from mmtok.models.reduced import rerouted
+from mmtok.models.reduction import Reduction
 from mmtok.pruning import Reducer, build
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Pipeline:
             raise InputError(f"max_new_tokens must be at least 1, got {options['max_new_tokens']}")
         model = self.lvlm.model
         reduction = Reduction(model, self.reducers, meter)
-        with reduction.active(), _prefill_then_decode(model, meter) as caches:
+        with rerouted(reduction), _prefill_then_decode(model, meter) as caches:
             sequences: Tensor = model.generate(**inputs, **options)
         return Pass(inputs=inputs, sequences=sequences, reduction=reduction, kv_bytes=tuple(caches))
 

@@ -10,7 +10,7 @@ import torch
 
 from mmtok import InputError, reduced
 from mmtok.models.families import FAMILIES, family_of
-from mmtok.models.reduced import Reduction
+from mmtok.models.reduction import Reduction
 from mmtok.pruning import build
 from mmtok.pruning.base import DecoderStage, Reducer
 from tests.conftest import batch, tiny_model

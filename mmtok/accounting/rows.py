@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmtok.accounting.flops import FlopCount
     from mmtok.accounting.timing import StageTimer
     from mmtok.models.lvlm import LVLM
-    from mmtok.models.reduced import Reduction
+    from mmtok.models.reduction import Reduction
 
 
 @dataclass(frozen=True, kw_only=True)
