@@ -232,12 +232,27 @@ def test_nothing_is_left_on_the_model_after_an_exception() -> None:
     assert "generate" not in vars(model)
 
 
+def test_a_model_is_reduced_once_at_a_time() -> None:
+    model, _ = tiny_model("llava")
+    with reduced(model, "stride(keep=3)") as outer:
+        with (
+            pytest.raises(InputError, match="inside reduced"),
+            reduced(model, "stride(keep=2)"),
+        ):
+            pass
+        model.generate(**batch("llava", "image"), **GREEDY)
+        assert {kept for _, _, kept in outer.tokens} == {3}
+
+
 def test_text_alone_passes_through() -> None:
     model, _ = tiny_model("llava")
     ids = torch.arange(3, 9)[None]
     want = model.generate(input_ids=ids, **GREEDY)
+    logits = model(input_ids=ids).logits
     with reduced(model, ["random(keep=2)", HalfInDecoder()]):
+        model.generate(**batch("llava", "image"), **GREEDY)
         assert torch.equal(model.generate(input_ids=ids, **GREEDY), want)
+        assert torch.equal(model(input_ids=ids).logits, logits)
 
 
 def test_what_cannot_work_is_refused_when_built() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,10 +55,24 @@ def rerouted(reduction: Reduction) -> Iterator[None]:
             return _forward(reduction, args, kwargs)
 
         stack.callback(model.register_forward_pre_hook(before, with_kwargs=True).remove)
-        stock = model.generate
-        model.generate = lambda *args, **kwargs: _generate(reduction, stock, args, kwargs)
-        stack.callback(lambda: model.__dict__.pop("generate"))
+        stack.callback(_replace_generate(reduction))
         yield
+
+
+def _replace_generate(reduction: Reduction) -> Callable[[], None]:
+    """Shadow the model's `generate` on this one object; returns what undoes it."""
+    model = reduction.model
+    own = vars(model).get("generate")
+    if isinstance(own, partial) and own.func is _generate:
+        raise InputError("this model is inside reduced() already: pass it a list of reducers")
+    model.generate = partial(_generate, reduction, model.generate)
+
+    def undo() -> None:
+        del model.generate
+        if own is not None:
+            model.generate = own
+
+    return undo
 
 
 def _has_pixels(inputs: Inputs) -> bool:
@@ -93,8 +108,7 @@ def _generate_positions(reduction: Reduction, inputs: Inputs) -> Tensor:
     return positions
 
 
-def _generate(reduction: Reduction, stock: Callable[..., Any], args: Any, kwargs: Inputs) -> Any:
-    kwargs = dict(kwargs)
+def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if args:
         kwargs["input_ids"] = args[0]
     if kwargs.get("inputs") is not None:

@@ -1,0 +1,1 @@
+"""Benchmarks that score a model. Every file in `methods/` is one."""

@@ -1,0 +1,1 @@
+"""Tokenizers: media in, compact codes out. Every file in `methods/` is one."""
