@@ -83,7 +83,7 @@ def _forward(reduction: Reduction, args: Any, kwargs: Inputs) -> Any:
     if not _has_pixels(kwargs):
         cache = kwargs.get("past_key_values")
         fresh = cache is None or cache.get_seq_length() == 0
-        if fresh and kwargs.get("mm_encoder_outputs") is None and reduction.seam:
+        if fresh and not kwargs.get("mm_encoder_outputs") and reduction.seam:
             reduction.seam.start(None, None)  # a prompt of text alone
         return None
     if args:
