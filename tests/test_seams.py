@@ -12,7 +12,7 @@ from mmtok import InputError, reduced
 from mmtok.models.families import FAMILIES, family_of
 from mmtok.models.reduction import Reduction
 from mmtok.pruning import build
-from mmtok.pruning.base import DecoderStage, Reducer
+from mmtok.pruning.base import DecoderStage, Reducer, keep_all
 from tests.conftest import batch, tiny_model
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
@@ -191,13 +191,40 @@ def test_positions_and_grid_fit_the_tokens(case: tuple[str, str]) -> None:
         assert (cells >= 0).all()
         assert (cells <= grid).all(), "a newline token may stand one column right of its row"
         assert (cells[:, :2] < grid[:2]).all()
-    if family_of(model).has_cls:
-        with reduced(model, "todre(keep=0.5)") as reduction:
-            model.generate(**batch(*case), **GREEDY)
-        attention = reduction.visual_tokens[0].cls_attention
-        assert attention is not None
-        assert (attention >= 0).all()
-        assert attention.max() > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curious(Reducer):
+    """Keep all, but ask for everything known of a patch."""
+
+    wants = frozenset({"cls_attention", "keys"})
+
+    def after_encoder(self, tokens: Any, query: Any) -> Any:
+        return keep_all(tokens)
+
+
+def test_facts_of_patches_reach_their_tokens(case: tuple[str, str]) -> None:
+    """Against the tower run by itself with eager attention, where tokens are patches."""
+    model, _ = tiny_model(case[0])
+    family = family_of(model)
+    with reduced(model, Curious()) as reduction:
+        model.generate(**batch(*case), **GREEDY)
+    tokens = reduction.visual_tokens[0]
+    assert (tokens.cls_attention is not None) == family.has_cls
+    assert (tokens.keys is not None) == family.has_keys
+    if tokens.keys is not None:
+        assert tokens.keys.shape[:2] == tokens.mask.shape
+    if tokens.cls_attention is None:
+        return
+    assert (tokens.cls_attention >= 0).all()
+    if case != ("llava", "image"):
+        assert tokens.cls_attention.max() > 0
+        return
+    model.set_attn_implementation({"vision_config": "eager"})
+    tower = model.base_model.vision_tower
+    seen = tower(batch(*case)["pixel_values"], output_attentions=True).attentions[-1]
+    model.set_attn_implementation({"vision_config": "sdpa"})
+    torch.testing.assert_close(tokens.cls_attention, seen.mean(1)[:, 0, 1:], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_onevision"])

@@ -72,7 +72,7 @@ def encode(
         model: a Hugging Face model with a language head.
         family: its row of the table.
         inputs: keyword arguments of its `forward`, from its own processor.
-        wants: which of {"cls_attention"} some method will read.
+        wants: which of {"cls_attention", "keys"} some method will read.
         meter: told that the stage "encode" runs.
 
     Raises:
@@ -87,16 +87,32 @@ def encode(
         arguments = {name: value for name, value in inputs.items() if name in known}
         heard: list[LayerAttention] = []
         layers = model.base_model.get_submodule(family.tower)
-        listen = "cls_attention" in wants and family.has_cls
-        with meter.stage("encode"), tap(layers[-1], heard.append) if listen else nullcontext():
+        facts = sorted(wants & family.facts)
+        with meter.stage("encode"), tap(layers[-1], heard.append) if facts else nullcontext():
             output = encoder(**arguments, return_dict=True)
-        cls = None
-        if heard:
+        part = _media(model, family, inputs, kind, output)
+        if facts:
             with meter.stage("reduce.score"):
-                cls = _cls_attention(heard[0])
-        part = _media(model, family, inputs, kind, output, cls)
-        media.append(replace(part, score_flops=sum(x.flops for x in heard)))
+                part = _with_facts(part, model, family, inputs, facts, heard[0])
+        media.append(part)
     return media
+
+
+def _with_facts(
+    part: Media, model: Any, family: Family, inputs: Inputs, facts: list[str], seen: LayerAttention
+) -> Media:
+    """Add what the tower's last layer knows of each patch to the tokens made of them."""
+    known = {
+        "cls_attention": lambda: _cls_attention(seen)[..., None],
+        "keys": lambda: seen.key[:, :, int(family.has_cls) :].transpose(1, 2).flatten(2),
+    }
+    patches = [known[fact]() for fact in facts]
+    rows = pad_sequence(_per_token(model, inputs, part, torch.cat(patches, -1)), batch_first=True)
+    parts = torch.split(rows, [x.shape[-1] for x in patches], -1)
+    values: dict[str, Any] = dict(zip(facts, parts, strict=True))
+    if "cls_attention" in values:
+        values["cls_attention"] = values["cls_attention"][..., 0]
+    return replace(part, tokens=replace(part.tokens, **values), score_flops=seen.flops)
 
 
 def _cls_attention(attention: LayerAttention) -> Tensor:
@@ -106,9 +122,7 @@ def _cls_attention(attention: LayerAttention) -> Tensor:
     return torch.cat([attention.rows(crop, first)[:, 1:] for crop in crops])
 
 
-def _media(
-    model: Any, family: Family, inputs: Inputs, kind: str, output: Any, cls: Tensor | None
-) -> Media:
+def _media(model: Any, family: Family, inputs: Inputs, kind: str, output: Any) -> Media:
     token_id = getattr(model.config, f"{kind}_token_id")
     placeholder = inputs["input_ids"] == token_id
     features = _items(model, family, list(output.pooler_output), placeholder)
@@ -131,9 +145,6 @@ def _media(
             placeholder.device
         ),
         grid=torch.tensor([x.grid for x in layouts], device=placeholder.device),
-        cls_attention=None
-        if cls is None
-        else pad_sequence(_per_token(model, inputs, layouts, kind, cls), batch_first=True),
         overview=_overview(layouts, counts, placeholder.device),
         item_ids=_ordinals(kind, places, inputs["input_ids"].shape[1]),
     )
@@ -184,19 +195,24 @@ def _ordinals(kind: str, places: Any, length: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _per_token(
-    model: Any, inputs: Inputs, layouts: list[Layout], kind: str, cls: Tensor
-) -> list[Tensor]:
-    """The CLS attention of each token: that of its patch, or the mean where it pools patches."""
-    if kind == "image" and "image_sizes" in inputs:
-        packed = pack_anyres(model.base_model, inputs, len(layouts), lambda crops, patches: cls)
-        return [values[:, 1] for values in packed]
-    side = int(cls.shape[1] ** 0.5)
-    views = torch.split(cls.view(-1, 1, side, side), [x.grid[0] for x in layouts])
+def _per_token(model: Any, inputs: Inputs, part: Media, values: Tensor) -> list[Tensor]:
+    """Values (crops, patches, C) of the patches as (n, C) of each item's tokens.
+
+    A token that pools several patches gets their mean, a newline token 0.
+    """
+    grids = part.tokens.grid.tolist()
+    if part.kind == "image" and "image_sizes" in inputs:
+        return [x[:, 1:] for x in pack_anyres(model.base_model, inputs, len(grids), values)]
+    side = int(values.shape[1] ** 0.5)
+    maps = values.float().transpose(1, 2).reshape(len(values), -1, side, side)
     out = []
-    for layout, view in zip(layouts, views, strict=True):
-        values = adaptive_avg_pool2d(view, layout.grid[1:]).flatten()
-        out.append(torch.nn.functional.pad(values, (0, len(layout.position) - len(values))))
+    for places, (t, h, w), views in zip(
+        part.places, grids, torch.split(maps, [t for t, _, _ in grids]), strict=True
+    ):
+        pooled = (
+            adaptive_avg_pool2d(views, (h, w)).flatten(2).transpose(1, 2).reshape(t * h * w, -1)
+        )
+        out.append(torch.nn.functional.pad(pooled, (0, 0, 0, len(places) - len(pooled))))
     return out
 
 

@@ -49,6 +49,8 @@ class Family:
         items: what one item is: an entry of `pooler_output`, a run of placeholders in the prompt
             (tiles of one image), or a tile where the prompt does not say which belong together.
         deepstack: whether the encoder hands features to the first decoder layers as well.
+        has_keys: whether the tower's last layer attends over each crop as a whole, so that its
+            keys can be read.
         resize: how a smaller picture can be given to the encoder: bilinear "pixels" with
             interpolated positions, a smaller patch "grid", or not at all.
     """
@@ -60,7 +62,14 @@ class Family:
     flat: bool = False
     items: Literal["entry", "run", "tile"] = "entry"
     deepstack: bool = False
+    has_keys: bool = True
     resize: Literal["pixels", "grid"] | None = None
+
+    @property
+    def facts(self) -> frozenset[str]:
+        """What can be read of a patch besides its feature, under the names of VisualTokens."""
+        known = {"cls_attention": self.has_cls, "keys": self.has_keys}
+        return frozenset(name for name, there in known.items() if there)
 
 
 def cells(t: int, h: int, w: int) -> Tensor:
@@ -88,7 +97,7 @@ def _anyres(model: Any, inputs: Inputs, counts: list[int]) -> list[Layout]:
     """The overview at t = 0, then the full-resolution picture at t = 1, rows ended by newlines."""
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
-    flags = pack_anyres(model, inputs, len(counts), torch.zeros)
+    flags = pack_anyres(model, inputs, len(counts), None)
     return [_anyres_item(flag[:, 0] > 0.5, side) for flag in flags]
 
 
@@ -106,30 +115,30 @@ def _anyres_item(newline: Tensor, side: int) -> Layout:
     return Layout(torch.cat([overview, detail]), (2, rows, width - 1), overview=base)
 
 
-def pack_anyres(
-    model: Any, inputs: Inputs, images: int, fill: Callable[[int, int], Tensor]
-) -> list[Tensor]:
+def pack_anyres(model: Any, inputs: Inputs, images: int, values: Tensor | None) -> list[Tensor]:
     """Send values of patches the way the model sends its features: unpadded, with newlines.
 
     Args:
         model: the base model.
         inputs: the model's inputs.
         images: how many there are.
-        fill: (crops, patches) -> (crops, patches) values of all crops in order.
+        values: (crops, patches, C) values of all crops in order, or None.
 
     Returns:
-        One (n, 2) tensor per image: 1 at newline tokens, and the value of each token.
+        One (n, 1 + C) tensor per image: 1 at newline tokens, and the values of each token.
     """
     vision = model.config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
     count = sys.modules[type(model).__module__].image_size_to_num_patches
     alone = [n == 1 for n in inputs.get("batch_num_images", [1] * images) for _ in range(int(n))]
     crops = [
         count(size, model.config.image_grid_pinpoints, vision.image_size) if tiled else 1
         for size, tiled in zip(inputs["image_sizes"], alone, strict=True)
     ]
-    values = fill(sum(crops), patches)
-    channels = torch.stack([torch.zeros_like(values), values], dim=-1)
+    if values is None:
+        values = torch.zeros(sum(crops), (vision.image_size // vision.patch_size) ** 2, 0)
+    channels = torch.nn.functional.pad(values, (1, 0))
+    newline = torch.zeros(channels.shape[-1], device=values.device)
+    newline[0] = 1
     strategy = getattr(model.config, "vision_feature_select_strategy", None)
     names = type(model).pack_image_features.__code__.co_varnames
     extra = (
@@ -138,10 +147,7 @@ def pack_anyres(
         else {"vision_aspect_ratio": model.config.vision_aspect_ratio}
     )
     packed, _ = model.pack_image_features(
-        torch.split(channels, crops),
-        inputs["image_sizes"],
-        image_newline=torch.tensor([1.0, 0.0], device=values.device),
-        **extra,
+        torch.split(channels, crops), inputs["image_sizes"], image_newline=newline, **extra
     )
     return list(packed)
 
@@ -172,6 +178,7 @@ _QWEN = {
     "image": _patch_grid("image_grid_thw"),
     "video": _patch_grid("video_grid_thw"),
     "tower": "visual.blocks",
+    "has_keys": False,
     "resize": "grid",
 }
 

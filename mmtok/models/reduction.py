@@ -82,7 +82,7 @@ class Reduction:
                 )
 
     def _check_needs(self) -> None:
-        offered = {"query"} | ({"cls_attention"} if self.family.has_cls else set())
+        offered = {"query"} | self.family.facts
         for reducer in self.reducers:
             for need in sorted(reducer.needs - offered):
                 raise InputError(
