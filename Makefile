@@ -35,11 +35,12 @@ type:
 	$(BIN)/mypy -p mmtok
 
 unit:
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench:
 	$(BIN)/python benchmarks/keep_all.py
 	$(BIN)/python benchmarks/prefill.py
+	$(BIN)/python benchmarks/scenes.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
