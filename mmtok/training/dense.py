@@ -57,9 +57,9 @@ def dense_batch(rng: Generator, garments: Garments, size: int, batch: int) -> Ba
     """Render `batch` scenes of one size with their patch labels, at a random corner."""
     images, labels = [], []
     for _ in range(batch):
-        most = 6 if size == CANVAS else 3
-        count = most if rng.random() < 0.7 else int(rng.integers(0, most))
-        scene = sample_scene(rng, garments, size, count, kinds=range(len(KINDS)))
+        most = 14 if size == CANVAS else 4  # crowded: as many items per patch as find room
+        count = most if rng.random() < 0.75 else int(rng.integers(0, most // 2))
+        scene = sample_scene(rng, garments, size, count, number=0.6, kinds=range(len(KINDS)))
         owner = np.zeros((size, size), np.int8)
         image = render(scene, garments, owner)
         images.append(jpeg(rng, image) if rng.random() < 0.5 else image)
@@ -77,7 +77,7 @@ class _Batches(IterableDataset[Batch]):
         self.garments, self.settings, self.size, self.start = garments, settings, size, start
 
     def __iter__(self) -> Iterator[Batch]:
-        batch = self.settings.tokens // (self.size // PATCH) ** 2
+        batch = max(1, self.settings.tokens // (self.size // PATCH) ** 2)
         number = self.start
         while True:
             rng = np.random.default_rng((self.settings.seed, number))

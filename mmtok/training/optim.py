@@ -77,7 +77,9 @@ def _orthogonal(matrices: Tensor) -> Tensor:
 class Optimisers:
     """Muon for the matrices of `modules` inside transformer layers, AdamW for all else."""
 
-    def __init__(self, modules: Iterable[nn.Module], lr: float) -> None:
+    def __init__(
+        self, modules: Iterable[nn.Module], lr: float, others_lr: float | None = None
+    ) -> None:
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for module in modules:
@@ -88,15 +90,15 @@ class Optimisers:
             Muon(matrices, lr=lr),
             torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
-        self.lr = lr
+        self.rates = (lr, lr if others_lr is None else others_lr)
         self.weights = matrices + others
 
     def step(self, share: float) -> None:
         """One step at `share` of the full learning rate; clears the gradients."""
         nn.utils.clip_grad_norm_(self.weights, 1.0)
-        for part in self.parts:
+        for part, rate in zip(self.parts, self.rates, strict=True):
             for group in part.param_groups:
-                group["lr"] = self.lr * share
+                group["lr"] = rate * share
             part.step()
             part.zero_grad(set_to_none=True)
 

@@ -200,7 +200,7 @@ def dense_loss(
     """Sum of the read-outs' losses over a batch; labels as of `patch_labels`, batched."""
     loss = _classes(scores["kind"], labels["kind"], rare=len(KINDS), share=0.4)
     loss = loss + 0.5 * _classes(scores["colour"], labels["colour"])
-    loss = loss + 0.5 * _classes(scores["digit"], labels["digit"], rare=10, share=0.1)
+    loss = loss + _classes(scores["digit"], labels["digit"], rare=10, share=0.05)
     loss = loss + 0.3 * _classes(scores["rank"], labels["rank"])
     centre = scores["centre"].squeeze(-1)
     weight = labels["centre"] * 4 + 1

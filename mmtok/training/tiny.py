@@ -1,0 +1,82 @@
+"""Train the embedded model `tiny`, from nothing to a folder that plain transformers can load.
+
+    python -m mmtok.training.tiny --data DIR --out runs/tiny --hours 1
+
+Runs on a CPU or a GPU, writes a checkpoint every few minutes and continues from it when it is
+started again. Stage 1 (`dense`) trains the vision tower, stage 2 (`language`) the projector and
+the language model; then the model is exported and scored on the held-out pack.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from mmtok.training.dense import DenseSettings, train_tower
+from mmtok.training.garments import load_garments
+from mmtok.training.language import LanguageSettings, LanguageTrainer
+from mmtok.training.model import build_model, export
+from mmtok.training.score import score_pack, table
+from mmtok.training.tower import DenseHeads, build_tower
+
+
+def train(
+    data: Path, out: Path, hours: float, device: str = "cpu", seed: int = 0, share: float = 0.5
+) -> LlavaForConditionalGeneration:
+    """Run both stages, or what is left of them.
+
+    Args:
+        data: folder with FashionMNIST/raw.
+        out: folder for checkpoints.
+        hours: wall time of both stages together; the learning rates follow it.
+        device: torch device.
+        seed: of weights, scenes and questions.
+        share: part of the time for the tower.
+
+    Returns:
+        the trained model, float32.
+    """
+    garments = load_garments(data, train=True)
+    tower = build_tower(seed=seed).to(device)
+    heads = DenseHeads(tower.config.hidden_size).to(device)
+    seconds = hours * 3600
+    dense = DenseSettings(seconds=seconds * share, seed=3 * seed + 1)
+    train_tower(tower, heads, garments, dense, out, _say)
+    model = build_model(tower, seed).to(device)
+    model.model.vision_tower.requires_grad_(False)
+    language = LanguageSettings(seconds=seconds * (1 - share), seed=3 * seed + 2)
+    LanguageTrainer(model, garments, language, out).train(_say)
+    return model.eval()
+
+
+def _say(line: str) -> None:
+    """Print one line of progress at once."""
+    print(line, flush=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="train the embedded model tiny")
+    parser.add_argument("--data", type=Path, required=True, help="folder with FashionMNIST/raw")
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--hours", type=float, default=2.0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="CPU threads, by default all")
+    parser.add_argument("--pack", type=Path, default=Path("eval/data/scenes"))
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model = train(options.data, options.out, options.hours, options.device, options.seed)
+    export(model.cpu(), options.out / "export")
+    figures = score_pack(model, options.pack)
+    (options.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    _say(table(figures))
+
+
+if __name__ == "__main__":
+    main()
