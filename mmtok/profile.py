@@ -68,9 +68,9 @@ class Profile:
         ratio = self.ratio
         parts += [
             render(lines),
-            f"prefill {ratio['prefill_ms']:.2f}x faster, selection included; "
+            f"prefill speed-up {ratio['prefill_ms']:.2f}x, selection included; "
             f"its FLOPs alone predict {ratio['predicted']:.2f}x",
-            f"whole run {ratio['total_ms']:.2f}x faster with {ratio['flops']:.2f}x fewer FLOPs",
+            f"whole run speed-up {ratio['total_ms']:.2f}x with {ratio['flops']:.2f}x fewer FLOPs",
             ", ".join(f"{name} {value}" for name, value in self.machine.items()),
         ]
         return "\n".join(parts) + "\n"

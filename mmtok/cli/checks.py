@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtok.errors import InputError
+from mmtok.io.files import check_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +24,16 @@ def at_least(option: str, value: int, least: int = 1) -> None:
     """
     if value < least:
         raise InputError(f"{option} must be at least {least}, got {value}")
+
+
+def check_files(paths: Sequence[Path]) -> None:
+    """Refuse files that are not there or hold nothing, before anything slow is imported.
+
+    Raises:
+        InputError: missing, empty, a directory, or not readable.
+    """
+    for path in paths:
+        check_file(path, "an image or video file")
 
 
 def read_media(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mmtok.cli import options as opt
-from mmtok.cli.checks import at_least, check_budget, read_media
+from mmtok.cli.checks import at_least, check_budget, check_files, read_media
 from mmtok.cli.output import answer, quiet, say
 
 
@@ -31,6 +31,7 @@ def profile(
     at_least("--repeats", repeats)
     at_least("--warmup", warmup, 0)
     at_least("--new-tokens", new_tokens)
+    check_files(media)
     quiet()
     from mmtok import load
     from mmtok.models.weights import pick_device

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmtok.cli import options as opt
-from mmtok.cli.checks import at_least, check_budget, read_media
+from mmtok.cli.checks import at_least, check_budget, check_files, read_media
 from mmtok.cli.output import answer, quiet, say
 
 
@@ -34,6 +34,7 @@ def run(
 ) -> None:
     """Answer a question, and account for every stage."""
     at_least("--max-new-tokens", max_new_tokens)
+    check_files(media)
     from mmtok.io.overlay import check_picture_path, save_picture
 
     if overlay is not None:
