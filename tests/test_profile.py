@@ -1,0 +1,68 @@
+"""Profile: what stands against what in the ratios, and that both sides do the same work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+import mmtok
+from mmtok.accounting.ledger import Ledger, Stage
+from mmtok.profile import _ratios, profile
+
+
+def test_ratios_charge_the_selection_to_the_reduced_prefill():
+    baseline = Ledger(
+        [
+            Stage("encode", flops=100, device_ms=10.0),
+            Stage("prefill", flops=1000, device_ms=60.0),
+            Stage("decode", flops=100, device_ms=30.0),
+        ]
+    )
+    reduced = Ledger(
+        [
+            Stage("encode", flops=100, device_ms=10.0),
+            Stage("reduce.score", flops=20, device_ms=2.0),
+            Stage("reduce.select", flops=30, device_ms=3.0),
+            Stage("prefill", flops=200, device_ms=15.0),
+            Stage("decode", flops=50, device_ms=20.0),
+        ]
+    )
+    ratios = _ratios(baseline, reduced)
+    assert ratios["prefill_ms"] == 60 / (15 + 2 + 3)
+    assert ratios["predicted"] == 1000 / (200 + 20 + 30)
+    assert ratios["total_ms"] == 100 / 50
+    assert ratios["flops"] == 1200 / 400
+
+
+@pytest.fixture(scope="module")
+def made():
+    lvlm = mmtok.load("llava", dummy=True)
+    inputs = lvlm.inputs([Image.new("RGB", (84, 84), (200, 40, 40))], "what?")
+    return profile(lvlm, "random(keep=9)", inputs, repeats=3, warmup=1, new_tokens=3)
+
+
+def test_both_sides_generate_the_same_number_of_tokens(made):
+    for side in (made.baseline, made.reduced):
+        assert side.meta["new_tokens"] == 3
+        assert side.stages[-1].tokens_out == 2
+    assert made.baseline.meta["visual_tokens"] == {"in": 36, "out": 36}
+    assert made.reduced.meta["visual_tokens"] == {"in": 36, "out": 9}
+
+
+def test_ledgers_hold_the_medians(made):
+    for side, account in (("baseline", made.baseline), ("reduced", made.reduced)):
+        for row in account.stages:
+            spread = made.spread[side][row.stage]
+            assert row.device_ms == spread["median"]
+            assert spread["p10"] <= spread["median"] <= spread["p90"]
+            assert spread["n"] == 3
+            assert row.flops == row.flops_analytic
+
+
+def test_kv_bytes_and_machine(made):
+    fewer = made.baseline.stages[-1].kv_bytes - made.reduced.stages[-1].kv_bytes
+    assert fewer == 27 * 4 * 2 * 64 * 4  # tokens, layers, keys and values, width, bytes
+    assert made.machine["threads"] == torch.get_num_threads()
+    assert made.machine["cpu"]
+    assert all(word in made.table() for word in ("baseline: none", "reduced: random", "p90"))
