@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from mmtok.training.garments import KINDS
+from mmtok.training.garments import KINDS, PLURALS
 from mmtok.training.scenes import COLOURS
 from mmtok.training.tokens import build_tokenizer
 from mmtok.training.tower import DenseHeads
@@ -42,10 +42,11 @@ def spoken(heads: DenseHeads, words: Tensor, hidden: Tensor) -> Tensor:
     said = said + item * scores["colour"].softmax(-1) @ _embed(words, COLOURS)
     said = said + digit[..., :-1] @ _embed(words, tuple("0123456789"))
     said = said + printed * scores["rank"].softmax(-1) @ _embed(words, _RANKS)
-    said = said + scores["centre"].sigmoid() @ _embed(words, ("item",))
+    said = said + printed * _embed(words, ("number",))
+    said = said + scores["centre"].sigmoid() @ _embed(words, ("items",))
     left, right, top, bottom = _embed(words, _SIDES)
     across, down = scores["place"][..., :1] - 0.5, scores["place"][..., 1:] - 0.5
-    said = said + across * (right - left) + down * (bottom - top)
+    said = said + 2 * across * (right - left) + 2 * down * (bottom - top)
     found: Tensor = said
     return found
 
@@ -86,6 +87,9 @@ def align(
         for name in (*KINDS, *COLOURS, *_SIDES, *_RANKS, "above", "below", "up", "down"):
             bare, spaced = tokenizer.convert_tokens_to_ids([name, f" {name}"])
             table[bare] = table[spaced]
+        for one, many in zip(KINDS, PLURALS, strict=True):
+            one_id, many_id = tokenizer.convert_tokens_to_ids([f" {one}", f" {many}"])
+            table[many_id] = table[one_id]
     targets = spoken(heads, table.detach(), hidden).flatten(0, 1)
     projector = model.model.multi_modal_projector
     return fit_projector(projector, hidden[:, 1:].flatten(0, 1), targets, steps)

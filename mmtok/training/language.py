@@ -47,7 +47,9 @@ class LanguageSettings:
         others_lr: that of embeddings, norms and projector.
         decay: share of the time at the end in which the learning rate falls.
         scene_batch: scenes in a step about scenes.
-        clip_batch: clips in a step about clips.
+        clip_batch: clips of eight frames in a step about clips, or as many frames in shorter ones.
+        whole: share of the time after which every clip keeps its eight frames; before that most are
+            cut to two to four, first and last among them.
         reuse: how often a scene or clip is asked about before it is replaced.
         pool: scenes kept; a sixteenth as many clips.
         seed: of scenes and questions.
@@ -61,8 +63,9 @@ class LanguageSettings:
     lr: float = 8e-3
     others_lr: float = 1e-3
     decay: float = 0.35
-    scene_batch: int = 12
-    clip_batch: int = 2
+    scene_batch: int = 6
+    clip_batch: int = 1
+    whole: float = 0.6
     reuse: int = 4
     pool: int = 1024
     seed: int = 2
@@ -127,11 +130,20 @@ class Pool:
                 self.things[self.turn], self.features[self.turn] = thing, feature
                 self.turn = (self.turn + 1) % self.size
 
-    def draw(self, rng: Generator, number: int) -> tuple[list[Scene | Clip], Tensor]:
-        """`number` entries and their features, (number, images * 196, D) float32."""
+    def draw(
+        self, rng: Generator, number: int, frames: list[int]
+    ) -> tuple[list[Scene | Clip], Tensor]:
+        """`number` entries, cut to `frames`, and features (number, frames * 196, D) float32."""
         picked = rng.choice(len(self.things), number, replace=False).tolist()
-        features = torch.stack([self.features[i] for i in picked]).float()
-        return [self.things[i] for i in picked], features.flatten(1, 2)
+        features = torch.stack([self.features[i][frames] for i in picked]).float()
+        things = [self.things[i] for i in picked]
+        cut = [_cut(thing, frames) if isinstance(thing, Clip) else thing for thing in things]
+        return cut, features.flatten(1, 2)
+
+
+def _cut(clip: Clip, frames: list[int]) -> Clip:
+    """The clip with some of its frames."""
+    return replace(clip, frames=tuple(clip.frames[i] for i in frames))
 
 
 @torch.no_grad()
@@ -155,7 +167,7 @@ def ask_about(thing: Scene | Clip, rng: Generator) -> list[Question]:
     if isinstance(thing, Clip):
         found = training_questions(thing, rng)
     else:
-        found = scene_questions(thing, rng, kinds=6)
+        found = scene_questions(thing, rng, kinds=3)
     tailed = []
     for question in found:
         if question.options is None and rng.random() < 0.08:
@@ -215,16 +227,17 @@ class LanguageTrainer:
     def _step(self, pool: Pool, share: float) -> None:
         """One optimiser step on a batch of scenes or of clips."""
         settings = self.settings
-        batch = settings.clip_batch if pool is self.clips else settings.scene_batch
+        frames = self._frames() if pool is self.clips else [0]
+        clips = settings.clip_batch * FRAMES // len(frames)
+        batch = clips if pool is self.clips else settings.scene_batch
         short = min(pool.size, 4 * batch) - len(pool.things)
         growing = len(pool.things) < pool.size
         due = batch / (2 if growing else settings.reuse)
         pool.renew(self.model, max(short, int(due + self.rng.random())))
-        things, features = pool.draw(self.rng, batch)
+        things, features = pool.draw(self.rng, batch, frames)
         asked = [ask_about(thing, self.rng) for thing in things]
-        images = FRAMES if pool is self.clips else 1
-        patches = features.shape[1] // images
-        sequences = pack_questions(self.tokenizer, asked, images, patches)
+        patches = features.shape[1] // len(frames)
+        sequences = pack_questions(self.tokenizer, asked, len(frames), patches)
         hints = self.state["seconds"] < settings.hints * settings.seconds
         scores, targets = answer_scores(self.model, sequences, features, hints)
         losses = F.cross_entropy(scores, targets, reduction="none")
@@ -232,6 +245,14 @@ class LanguageTrainer:
         self.optimisers.step(share)
         right = (scores.argmax(-1) == targets).tolist()
         self._note(asked, right, float(losses.detach().mean()))
+
+    def _frames(self) -> list[int]:
+        """The frames of this step's clips."""
+        done = self.state["seconds"] / self.settings.seconds
+        if done >= self.settings.whole or self.rng.random() < 0.1:
+            return list(range(FRAMES))
+        between = self.rng.choice(FRAMES - 2, int(self.rng.integers(0, 3)), replace=False)
+        return [0, *sorted((between + 1).tolist()), FRAMES - 1]
 
     def _note(self, asked: list[list[Question]], right: list[bool], loss: float) -> None:
         """Running share of wholly right answers per split."""

@@ -64,14 +64,16 @@ def count(scene: Scene, rng: Generator) -> Question:
     return Question("count", f"How many {PLURALS[kind]} are in the image?", str(scene.count(kind)))
 
 
-def where(scene: Scene, rng: Generator, apart: float = 16) -> Question | None:
-    """Where is a kind that is there once: in which half, or seen from another such kind?"""
+def where(
+    scene: Scene, rng: Generator, apart: float = 16, beside: float = 0.6
+) -> Question | None:
+    """Where is a kind that is there once: in which half, or (`beside`) seen from another?"""
     single = [item for item in scene.items if scene.count(item.kind) == 1]
     if not single:
         return None
     item = single[int(rng.integers(len(single)))]
     others = [other for other in single if other is not item]
-    if others and rng.random() < 0.6:
+    if others and rng.random() < beside:
         other = others[int(rng.integers(len(others)))]
         return _where_beside(item, other, rng, apart)
     across, middle = bool(rng.random() < 0.5), scene.size / 2
@@ -138,8 +140,10 @@ def scene_questions(scene: Scene, rng: Generator, kinds: int = 4) -> list[Questi
         lambda: colour(scene, rng),
         lambda: count(scene, rng),
         lambda: count(scene, rng),
-        lambda: where(scene, rng),
-        lambda: where(scene, rng),
+        lambda: count(scene, rng),
+        lambda: where(scene, rng, beside=0),
+        lambda: where(scene, rng, beside=0),
+        lambda: where(scene, rng, beside=1),
         lambda: number(scene),
     )
     made = [question for maker in makers if (question := maker()) is not None]
