@@ -70,7 +70,7 @@ class ToDRE(Reducer):
             attention = attention.masked_fill(~tokens.overview[item, valid], -1)
         return int(attention.argmax())
 
-    def select_flops(self, n: int, width: int) -> int:
+    def select_flops(self, n: int, width: int, *, key_width: int = 0, text: int = 0) -> int:
         """Stage 1: see `greedy_flops`."""
         k = self.keep_count(n)
         return greedy_flops(n, k, width) if k < n else 0

@@ -6,6 +6,8 @@ families it refuses with a reason.
 
 from __future__ import annotations
 
+from mmtok.models.families import FAMILIES
+
 TILED = frozenset(
     {
         "llava_next",
@@ -18,15 +20,36 @@ TILED = frozenset(
     }
 )
 
+WITHOUT_CLS = frozenset(name for name, family in FAMILIES.items() if not family.has_cls)
+WITHOUT_KEYS = frozenset(name for name, family in FAMILIES.items() if not family.has_keys)
+
 REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
+    "coveragemax": (
+        ["coveragemax(keep={keep})", "coveragemax(keep={keep}, alpha=0, text_temperature=0.1)"],
+        frozenset(),
+    ),
+    "divprune": (["divprune(keep={keep})"], frozenset()),
     "downsample": (["downsample(keep={keep})"], TILED),
+    "evs": (["evs(keep={keep})"], frozenset()),
+    "fastervlm": (["fastervlm(keep={keep})"], WITHOUT_CLS),
+    "fastv": (["fastv(keep={keep})"], frozenset({"qwen3_vl"})),
+    "holov": (["holov(keep={keep})", "holov(keep={keep}, chunks=5, alpha=3)"], WITHOUT_CLS),
     "random": (["random(keep={keep})", "random(keep={keep}, seed=7)"], frozenset()),
     "stride": (["stride(keep={keep})"], frozenset()),
     "todre": (
         ["todre(keep={keep})", "todre(keep={keep}, rule='maxsum', tau=0, seed=3)"],
         frozenset(),
     ),
+    "vidcom2": (["vidcom2(keep={keep})"], frozenset()),
+    "visionzip": (
+        ["visionzip(keep={keep})", "visionzip(keep={keep}, contextual=4, compat='repo')"],
+        WITHOUT_CLS | WITHOUT_KEYS,
+    ),
+    "vispruner": (
+        ["vispruner(keep={keep})", "vispruner(keep={keep}, important=0.2)"],
+        WITHOUT_CLS,
+    ),
 }
 
 SPECS = [spec for specs, _ in REDUCERS.values() for spec in specs]
-SELECTORS = [spec for spec in SPECS if not spec.startswith("downsample")]
+SELECTORS = [spec for spec in SPECS if not spec.startswith(("downsample", "fastv"))]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtok import InputError
-from mmtok.pruning import ToDRE, VisualTokens, build, registry
+from mmtok.pruning import Query, ToDRE, VisualTokens, build, registry
 from mmtok.pruning.greedy import greedy_diverse
 from tests.matrix import REDUCERS, SELECTORS, SPECS
 
@@ -23,10 +23,13 @@ def tokens(seed: int, counts: list[int], width: int = 12) -> VisualTokens:
     mask = torch.arange(n)[None] < torch.tensor(counts)[:, None]
     x = torch.randn(len(counts), n, width, generator=generator)
     attention = torch.rand(len(counts), n, generator=generator)
+    place = torch.arange(n).expand(len(counts), n)
     return VisualTokens(
         features=x.masked_fill(~mask[..., None], torch.nan),
         mask=mask,
-        cls_attention=attention,
+        position=torch.stack([place // 6, place // 3 % 2, place % 3], dim=-1),
+        cls_attention=attention.masked_fill(~mask, torch.nan),
+        keys=torch.randn(len(counts), n, 6, generator=generator),
         item_ids=tuple(f"item{i}" for i in range(len(counts))),
     )
 
@@ -34,11 +37,29 @@ def tokens(seed: int, counts: list[int], width: int = 12) -> VisualTokens:
 def one(batch: VisualTokens, item: int) -> VisualTokens:
     n = int(batch.counts[item])
     assert batch.cls_attention is not None
+    assert batch.keys is not None
     return VisualTokens(
         features=batch.features[item : item + 1, :n],
+        position=batch.position[item : item + 1, :n],
         cls_attention=batch.cls_attention[item : item + 1, :n],
+        keys=batch.keys[item : item + 1, :n],
         item_ids=(batch.item_ids[item],),
     )
+
+
+def text(batch: VisualTokens, item: int | None = None) -> Query:
+    """A text of its own length for each item, or for one of them."""
+    b, _, width = batch.features.shape
+    rows = range(b) if item is None else [item]
+    mask = torch.arange(b + 2) < torch.tensor([row + 2 for row in rows])[:, None]
+    x = torch.stack([torch.arange((b + 2) * width).add(row).sin() for row in rows])
+    x = x.view(len(rows), b + 2, width).masked_fill(~mask[..., None], torch.nan)
+    return Query(embeddings=x, mask=mask)
+
+
+def plain(x: torch.Tensor) -> VisualTokens:
+    """Tokens of which all is known, and all of it equally."""
+    return VisualTokens(features=x, cls_attention=torch.zeros(x.shape[:2]), keys=x)
 
 
 def test_every_registered_reducer_has_a_row() -> None:
@@ -55,8 +76,8 @@ def test_every_registered_reducer_has_a_row() -> None:
 def test_selection_properties(spec: str, seed: int, counts: list[int], keep: float) -> None:
     reducer = build(spec.format(keep=keep))[0]
     batch = tokens(seed, counts)
-    chosen = reducer.select(batch).indices
-    again = reducer.select(batch).indices
+    chosen = reducer.select(batch, text(batch)).indices
+    again = reducer.select(batch, text(batch)).indices
     for item, index in enumerate(chosen):
         n = counts[item]
         want = math.floor(keep * n + 0.5) if isinstance(keep, float) else keep
@@ -65,17 +86,21 @@ def test_selection_properties(spec: str, seed: int, counts: list[int], keep: flo
         assert (index[1:] > index[:-1]).all(), "sorted and unique"
         assert index.max() < n, "padding is never chosen"
         assert torch.equal(index, again[item]), "deterministic"
-        assert torch.equal(index, reducer.select(one(batch, item)).indices[0]), "batch == alone"
+        alone = reducer.select(one(batch, item), text(batch, item))
+        assert torch.equal(index, alone.indices[0]), "batch == alone"
 
 
 @pytest.mark.parametrize("spec", SELECTORS)
 def test_odd_features(spec: str) -> None:
     reducer = build(spec.format(keep=4))[0]
     for x in (torch.zeros(1, 9, 5), torch.ones(1, 9, 5), torch.zeros(1, 9, 5).half()):
-        assert len(reducer.select(VisualTokens(features=x)).indices[0]) == 4
-    same = torch.randn(1, 3, 5).repeat(1, 4, 1)
-    assert len(reducer.select(VisualTokens(features=same)).indices[0].unique()) == 4
-    single = reducer.select(VisualTokens(features=torch.randn(1, 1, 5)))
+        got = reducer.select(plain(x), text(plain(x)))
+        assert len(got.indices[0]) == 4
+        assert got.apply(x)[0].isfinite().all()
+    same = plain(torch.randn(1, 3, 5).repeat(1, 4, 1))
+    assert len(reducer.select(same, text(same)).indices[0].unique()) == 4
+    lone = plain(torch.randn(1, 1, 5))
+    single = reducer.select(lone, text(lone))
     assert single.indices[0].tolist() == [0]
     with pytest.raises(InputError, match="NaN"):
         VisualTokens(features=torch.full((1, 3, 2), torch.nan))
@@ -111,6 +136,14 @@ def test_the_canonical_spec_builds_the_same_object(spec: str) -> None:
         ("todre(rule='best')", "rule must be"),
         ("todre(tau=2)", "tau must be"),
         ("random(seed='x')", "seed must be"),
+        ("vispruner(important=2)", "important must be"),
+        ("holov(chunks=0)", "chunks must be"),
+        ("holov(alpha=-1)", "alpha must be"),
+        ("visionzip(contextual=1.0)", "contextual must be"),
+        ("visionzip(compat='x')", "compat must be"),
+        ("coveragemax(text_temperature=0)", "text_temperature must be"),
+        ("coveragemax(alpha='x')", "alpha must be"),
+        ("fastv(layer=0)", "layer must be"),
     ],
 )
 def test_bad_specs_say_what_is_wrong(spec: str, message: str) -> None:

@@ -167,7 +167,7 @@ def _config(model: Any) -> Any:
 def _cost(ask: _Ask, reducers: Sequence[Reducer]) -> Cost:
     text = ask.config.text_config
     media = _before_encoder(ask, reducers)
-    items, select = _after_encoder(reducers, media.items, text.hidden_size)
+    items, select = _after_encoder(ask, reducers, media.items)
     visual = _in_decoder(reducers, sum(items), text.num_hidden_layers)
     lengths = [n + ask.text_tokens for n in visual]
     encoded, entering = sum(media.items), sum(items)
@@ -208,15 +208,16 @@ def _before_encoder(ask: _Ask, reducers: Sequence[Reducer]) -> PlannedMedia:
 
 
 def _after_encoder(
-    reducers: Sequence[Reducer], items: list[int], width: int
+    ask: _Ask, reducers: Sequence[Reducer], items: list[int]
 ) -> tuple[list[int], int]:
     """Tokens left of each item, and FLOPs of choosing them."""
     from mmtok.pruning.base import overrides
 
-    flops = 0
+    width, flops = ask.config.text_config.hidden_size, 0
+    more = {"key_width": ask.config.vision_config.hidden_size, "text": ask.text_tokens}
     for reducer in reducers:
         if overrides(reducer, "after_encoder"):
-            flops += sum(reducer.select_flops(n, width) for n in items)
+            flops += sum(reducer.select_flops(n, width, **more) for n in items)
             counts = [reducer.keep_count(n) for n in items]
             items = [n if kept is None else kept for n, kept in zip(items, counts, strict=True)]
     return items, flops

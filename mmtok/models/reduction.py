@@ -129,10 +129,7 @@ class Reduction:
             if "query" in reducer.needs | reducer.wants:
                 with self.meter.stage("reduce.score"):
                     query = self._query(part, inputs)
-            width = part.tokens.features.shape[-1]
-            self.select_flops += sum(
-                reducer.select_flops(n, width) for n in part.tokens.counts.tolist()
-            )
+            self.select_flops += _select_flops(reducer, part.tokens, query)
             with self.meter.stage("reduce.select"):
                 part = part.reduce(reducer.select(part.tokens, query))
         return part
@@ -190,3 +187,15 @@ class Reduction:
     def visual_tokens(self) -> list[VisualTokens]:
         """The surviving tokens, one entry per modality, features as the decoder reads them."""
         return [part.tokens for part in self.media]
+
+
+def _select_flops(reducer: Reducer, tokens: VisualTokens, query: Query | None) -> int:
+    """Closed form of one selection, over all items."""
+    width = tokens.features.shape[-1]
+    keys = 0 if tokens.keys is None else tokens.keys.shape[-1]
+    counts = tokens.counts.tolist()
+    texts = [0] * len(counts) if query is None else query.mask.sum(1).tolist()
+    return sum(
+        reducer.select_flops(n, width, key_width=keys, text=text)
+        for n, text in zip(counts, texts, strict=True)
+    )

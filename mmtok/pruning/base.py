@@ -84,9 +84,15 @@ class Reducer:
         k = math.floor(self.keep * n + 0.5) if isinstance(self.keep, float) else self.keep
         return min(max(k, 1), n)
 
-    def select_flops(self, n: int, width: int) -> int:
-        """Floating point operations of `after_encoder` on n tokens of `width`: matrix products
-        and the like, as the FLOP counter counts them.
+    def select_flops(self, n: int, width: int, *, key_width: int = 0, text: int = 0) -> int:
+        """Floating point operations of `after_encoder`: matrix products and the like, as the FLOP
+        counter counts them.
+
+        Args:
+            n: tokens of one item.
+            width: of a token's features.
+            key_width: of a token's keys.
+            text: tokens of the query.
         """
         return 0
 

@@ -21,17 +21,18 @@ def unit(x: Tensor) -> Tensor:
 
 
 def greedy_diverse(
-    x: Tensor, k: int, first: int, rule: Literal["kcenter", "maxsum"] = "kcenter"
+    x: Tensor, k: int, first: int | None, rule: Literal["kcenter", "maxsum"] = "kcenter"
 ) -> Tensor:
     """Choose k of N tokens, each as far as possible from those already chosen.
 
     `kcenter` maximises the distance to the nearest chosen token, `maxsum` the sum of distances to
-    all chosen ones. 2N²D FLOPs in one product up to N = 8192, above that 2NkD in k steps.
+    all chosen ones. 2N²D FLOPs in one product up to N = 8192, above that 2NkD in k steps and, where
+    the first token must be found, 2N²D in blocks.
 
     Args:
         x: (N, D) features.
         k: how many, 1 <= k <= N.
-        first: index of the first token.
+        first: index of the first token; None: the one farthest from its nearest neighbour.
         rule: which of the two.
 
     Returns:
@@ -39,6 +40,7 @@ def greedy_diverse(
     """
     n, x = x.shape[0], unit(x)
     gram = x @ x.T if n <= GRAM_LIMIT else None
+    first = isolated(x, gram) if first is None else first
     score = x.new_zeros(n) if rule == "maxsum" else x.new_full((n,), torch.inf)
     # Chosen tokens are marked, not inferred: the distance of a token to itself is not exactly 0.
     score[first] = -torch.inf
@@ -53,6 +55,25 @@ def greedy_diverse(
     return chosen
 
 
-def greedy_flops(n: int, k: int, width: int) -> int:
+def isolated(x: Tensor, gram: Tensor | None = None) -> int:
+    """Index of the token whose nearest other token is farthest away.
+
+    Args:
+        x: (N, D) rows of length 1 or 0.
+        gram: (N, N) their products, where they are at hand; else they are made in blocks.
+    """
+    n, block = len(x), 1024
+    nearest = x.new_empty(n)
+    for start in range(0, n, block):
+        rows = (x[start : start + block] @ x.T) if gram is None else gram[start : start + block]
+        own = torch.arange(start, start + len(rows), device=x.device)
+        others = rows.scatter(1, own[:, None], -torch.inf)
+        nearest[start : start + block] = others.amax(1)
+    return int(nearest.argmin())
+
+
+def greedy_flops(n: int, k: int, width: int, *, first_known: bool = True) -> int:
     """Floating point operations of `greedy_diverse`, 1 multiply-accumulate = 2."""
-    return 2 * n * width * (n if n <= GRAM_LIMIT else k - 1)
+    if n <= GRAM_LIMIT:
+        return 2 * n * n * width
+    return 2 * n * width * (k - 1 + (0 if first_known else n))

@@ -1,0 +1,53 @@
+"""Ranking and sharing out: ties always go to the lower index, totals are always exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+
+def top(score: Tensor, k: int) -> Tensor:
+    """(k,) places of the k largest of (N,) scores, largest first, ties to the lower index."""
+    return score.sort(descending=True, stable=True).indices[:k]
+
+
+def apportion(
+    weights: Sequence[float],
+    caps: Sequence[int],
+    total: int,
+    leftover: Literal["remainder", "weight"] = "remainder",
+) -> list[int]:
+    """Share out `total` in proportion to weights, nobody above its cap.
+
+    Where a share exceeds its cap, the surplus goes to the others in proportion again. Shares are
+    then rounded down, and what is left is given out one by one.
+
+    Args:
+        weights: not negative; where all of those with room are 0 they count as equal.
+        caps: the most each can take.
+        total: at most the sum of the caps.
+        leftover: who comes first for what rounding left: the largest "remainder" or "weight".
+
+    Returns:
+        Counts that add up to total.
+    """
+    given = [0] * len(caps)
+    while (left := total - sum(given)) > 0:
+        room = {i: cap - given[i] for i, cap in enumerate(caps) if cap > given[i]}
+        weight = sum(weights[i] for i in room)
+        share = {i: left * (weights[i] / weight if weight > 0 else 1 / len(room)) for i in room}
+        full = [i for i in room if share[i] >= room[i]]
+        if full:
+            for i in full:
+                given[i] = caps[i]
+            continue
+        whole = {i: math.floor(share[i]) for i in room}
+        rank = {i: share[i] - whole[i] if leftover == "remainder" else weights[i] for i in room}
+        order = sorted(room, key=rank.__getitem__, reverse=True)  # stable: ties to the lower index
+        extra = order[: left - sum(whole.values())]
+        for i in room:
+            given[i] += whole[i] + (i in extra)
+    return given
