@@ -34,7 +34,8 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     console = Console(width=200, color_system=None)
     with console.capture() as captured:
         console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()) + "\n"
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join(lines).strip("\n") + "\n"
 
 
 def quiet() -> None:
