@@ -23,6 +23,14 @@ Frames = Annotated[
     int | None, typer.Option("--frames", help="Frames sampled from each video.  [default: 8]")
 ]
 Fps = Annotated[float | None, typer.Option("--fps", help="Or frames sampled per second.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.")]
+Overlay = Annotated[
+    Path | None,
+    typer.Option("--overlay", help="Write a picture of the kept tokens here (.png, .jpg, .webp)."),
+]
+NoCount = Annotated[
+    bool, typer.Option("--no-count", help="Skip the second pass that counts FLOPs.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the random weights of --dummy.")]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least, check_budget, check_files, read_media
 from mmtok.cli.output import answer, quiet, say
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mmtok.models.lvlm import LVLM
+    from mmtok.pipeline import Result
 
 
 def run(
@@ -20,31 +25,21 @@ def run(
     reduce: opt.Reduce = [],  # noqa: B006  # typer copies it
     frames: opt.Frames = None,
     fps: opt.Fps = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
+    max_new_tokens: opt.MaxNewTokens = 32,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
-    overlay: Annotated[
-        Path | None, typer.Option(help="Write a picture of the kept tokens here (.png, .jpg).")
-    ] = None,
+    overlay: opt.Overlay = None,
     seed: opt.Seed = 0,
-    no_count: Annotated[
-        bool, typer.Option("--no-count", help="Skip the second pass that counts FLOPs.")
-    ] = False,
+    no_count: opt.NoCount = False,
     as_json: opt.Json = False,
 ) -> None:
     """Answer a question, and account for every stage."""
-    at_least("--max-new-tokens", max_new_tokens)
-    check_files(media)
-    from mmtok.io.overlay import check_picture_path, save_picture
-
-    if overlay is not None:
-        check_picture_path(overlay)
+    _check(media, max_new_tokens, overlay)
     quiet()
     from mmtok import Pipeline, load
     from mmtok.accounting.timing import StageTimer
     from mmtok.models.weights import pick_device
     from mmtok.pruning import build
-    from mmtok.views import draw, views
 
     reducers = build(reduce)
     timer = StageTimer(pick_device(device), cpu_peak=True)
@@ -59,8 +54,35 @@ def run(
     result = pipe.run(inputs, timer=timer, count=not no_count, max_new_tokens=max_new_tokens)
     check_budget(result.reduction)
     if overlay is not None:
-        save_picture(draw(views(lvlm, result, images, shots)), overlay)
-        say(f"wrote {overlay}")
+        _draw(lvlm, result, images, shots, overlay)
+    _report(result, media, overlay, as_json)
+
+
+def _check(media: Sequence[Path], max_new_tokens: int, overlay: Path | None) -> None:
+    """What can be told before anything slow is imported."""
+    at_least("--max-new-tokens", max_new_tokens)
+    check_files(media)
+    if overlay is not None:
+        from mmtok.io.overlay import check_picture_path
+
+        check_picture_path(overlay)
+
+
+def _draw(
+    lvlm: LVLM,
+    result: Result,
+    images: Sequence[Image],
+    clips: Sequence[Sequence[Image]],
+    overlay: Path,
+) -> None:
+    from mmtok.io.overlay import save_picture
+    from mmtok.views import draw, views
+
+    save_picture(draw(views(lvlm, result, images, clips)), overlay)
+    say(f"wrote {overlay}")
+
+
+def _report(result: Result, media: Sequence[Path], overlay: Path | None, as_json: bool) -> None:
     say(f"\n{result.ledger.table()}")
     if not as_json:
         print(result.text)
@@ -68,8 +90,8 @@ def run(
     answer(
         {
             "text": result.text,
-            "model": model,
-            "reduce": pipe.spec,
+            "model": result.ledger.meta["model"],
+            "reduce": result.ledger.meta["reduce"],
             "media": [str(path) for path in media],
             "overlay": None if overlay is None else str(overlay),
             "ledger": result.ledger.to_dict(),
