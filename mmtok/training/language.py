@@ -39,7 +39,8 @@ class LanguageSettings:
 
     Attributes:
         seconds: wall time, the clock of the learning rate.
-        windows: share of the time on 64-pixel scenes, in which things are found more easily.
+        windows: share of the time in which most scenes are of 40 or 64 pixels: in few patches
+            the model finds out sooner where to look.
         hints: share of the time in which the answer is also asked for where a kind is named.
         clips: share of the steps about clips, once `clips_from` has passed.
         clips_from: share of the time before the first clip.
@@ -202,7 +203,7 @@ class LanguageTrainer:
         seed = settings.seed * 1_000_003 + self.state["step"]
         self.rng = np.random.default_rng(seed)
         self.scenes = Pool(garments, False, settings.pool, seed)
-        self.windows = Pool(garments, False, settings.pool, seed + 1, 64)
+        self.windows = [Pool(garments, False, settings.pool, seed + s, s) for s in (40, 64)]
         self.clips = Pool(garments, True, settings.pool // 16, seed)
 
     def train(self, report: Callable[[str], None] = print) -> dict[str, Any]:
@@ -212,7 +213,8 @@ class LanguageTrainer:
             began = time.monotonic()
             done = state["seconds"] / settings.seconds
             clip = done >= settings.clips_from and self.rng.random() < settings.clips
-            pool = self.windows if done < settings.windows else self.scenes
+            small = done < settings.windows and self.rng.random() < 0.7
+            pool = self.windows[int(self.rng.integers(2))] if small else self.scenes
             self._step(self.clips if clip else pool, schedule(done, decay=settings.decay))
             state["step"] += 1
             state["seconds"] += min(60.0, time.monotonic() - began)

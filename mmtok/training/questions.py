@@ -64,9 +64,7 @@ def count(scene: Scene, rng: Generator) -> Question:
     return Question("count", f"How many {PLURALS[kind]} are in the image?", str(scene.count(kind)))
 
 
-def where(
-    scene: Scene, rng: Generator, apart: float = 16, beside: float = 0.6
-) -> Question | None:
+def where(scene: Scene, rng: Generator, apart: float = 16, beside: float = 0.6) -> Question | None:
     """Where is a kind that is there once: in which half, or (`beside`) seen from another?"""
     single = [item for item in scene.items if scene.count(item.kind) == 1]
     if not single:
@@ -148,6 +146,6 @@ def scene_questions(scene: Scene, rng: Generator, kinds: int = 4) -> list[Questi
     )
     made = [question for maker in makers if (question := maker()) is not None]
     closed = [q for q in made if q.split in ("colour", "count")]
-    if closed and rng.random() < 0.5:
-        made.append(as_choice(closed[int(rng.integers(len(closed)))], rng))
+    if closed:
+        made.append(as_choice(closed[0], rng))
     return list(dict.fromkeys(found + made))

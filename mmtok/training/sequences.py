@@ -20,7 +20,7 @@ from mmtok.training.tokens import EOS, IMAGE, PAD, frame_lead
 from mmtok.training.tower import GRID, IGNORE
 
 PATCHES = GRID**2
-_NAMES = (*KINDS, *PLURALS, "number", "items", "first", "last", "end")
+_NAMES = (*KINDS, *PLURALS, "number", "items", "first", "last", "end", "half")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Sequences:
         targets: (B, L) int64, the id that follows at answer positions, -100 elsewhere.
         mask: (B, 1, L, L) bool, true where the row may look at the column.
         blocks: (B, L) int64, 0 in the prefix, 1, 2, ... in the questions, -1 in the padding.
-        hints: (B, L) int64, -100 but where a question last names what it is about (the answer's
-            first id) and at the end of each option (is it the right one, yes or no).
+        hints: (B, L) int64, -100 but where a question names what it is about (the answer's first
+            id) and at the end of each option (is it the right one, yes or no).
     """
 
     ids: Tensor
@@ -112,10 +112,7 @@ def _hints(
     hints = [IGNORE] * len(text)
     if question.options is None:
         names = set(tokenizer.convert_tokens_to_ids([f" {name}" for name in _NAMES]))
-        named = [spot for spot, token in enumerate(text[:asked]) if token in names]
-        if named:
-            hints[named[-1]] = text[asked]
-        return hints
+        return [text[asked] if i < asked and text[i] in names else IGNORE for i in range(len(text))]
     dot, line = tokenizer.convert_tokens_to_ids([".", "\n"])
     for letter in LETTERS:
         mark = tokenizer.convert_tokens_to_ids(letter)
