@@ -3,8 +3,8 @@
     python -m mmtok.training.tiny --data DIR --out runs/tiny --hours 1
 
 Runs on a CPU or a GPU, writes a checkpoint every few minutes and continues from it when it is
-started again. Stage 1 (`dense`) trains the vision tower, stage 2 (`language`) the projector and
-the language model; then the model is exported and scored on the held-out pack.
+started again. Stage 1 (`dense`) trains the vision tower, `align` fits the projector to
+word embeddings, stage 2 (`language`) trains projector and language model; then the model is exported and scored on the held-out pack.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from mmtok.training.align import align
 from mmtok.training.dense import DenseSettings, train_tower
 from mmtok.training.garments import load_garments
 from mmtok.training.language import LanguageSettings, LanguageTrainer
 from mmtok.training.model import build_model, export
+from mmtok.training.scenes import render, sample_scene
 from mmtok.training.score import score_pack, table
-from mmtok.training.tower import DenseHeads, build_tower
+from mmtok.training.tower import DenseHeads, build_tower, run_tower, to_pixels
 
 
 def train(
@@ -48,6 +51,11 @@ def train(
     train_tower(tower, heads, garments, dense, out, _say)
     model = build_model(tower, seed).to(device)
     model.model.vision_tower.requires_grad_(False)
+    rng = np.random.default_rng(seed)
+    scenes = [render(sample_scene(rng, garments), garments) for _ in range(192)]
+    with torch.no_grad():
+        hidden = run_tower(tower, to_pixels(np.stack(scenes)).to(device))
+    _say(f"aligned, {align(model, heads, hidden):.3f} of the variance left")
     language = LanguageSettings(seconds=seconds * (1 - share), seed=3 * seed + 2)
     LanguageTrainer(model, garments, language, out).train(_say)
     return model.eval()

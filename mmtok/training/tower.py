@@ -121,7 +121,7 @@ def run_tower(tower: CLIPVisionModel, pixels: Tensor, corner: tuple[int, int] = 
 
 def to_pixels(images: NDArray[np.uint8]) -> Tensor:
     """(B, S, S, 3) uint8 to the tower's input, (B, 3, S, S) in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+    return torch.tensor(images).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 class DenseHeads(nn.Module):
