@@ -1,4 +1,4 @@
-"""mmtok: fewer visual tokens for any Hugging Face vision-language model, and proof of what it saves.
+"""mmtok: fewer visual tokens for Hugging Face vision-language models, and proof of the saving.
 
 Names are resolved on first use, so `import mmtok` imports neither torch nor transformers.
 """

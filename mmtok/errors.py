@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """Input that mmtok cannot use: the message says what was given, what is expected, what to do."""
+    """Input that mmtok cannot use: the message says what was given and what is expected."""

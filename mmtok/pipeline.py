@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from mmtok.accounting.rows import Pass, ledger
 from mmtok.accounting.scopes import Meter
 from mmtok.accounting.timing import StageTimer
 from mmtok.errors import InputError
-from mmtok.io.image import load_image
-from mmtok.io.video import load_video
+from mmtok.io.image import load_image, to_rgb
+from mmtok.io.video import Clip, load_video
 from mmtok.models.lvlm import LVLM, Prompt
 from mmtok.models.reduced import rerouted
 from mmtok.models.reduction import Reduction
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     Picture = Image | str | PathLike[str]
-    Video = Sequence[Image] | str | PathLike[str]
+    Video = Clip | Sequence[Image] | str | PathLike[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Pipeline:
         Args:
             images: paths or PIL images, all part of one prompt.
             text: the question.
-            videos: paths, or lists of PIL frames.
+            videos: paths, clips from `load_video`, or lists of PIL frames.
             frames: how many frames to sample from each file; default 8 unless `fps` is given.
             fps: how many frames a second to sample instead.
             count: also count FLOPs with torch's counter, in a second pass of its own.
@@ -108,23 +108,17 @@ class Pipeline:
         """
         timer = StageTimer(self.lvlm.device, cpu_peak=True)
         with timer.stage("source"):
-            pictures = [load_image(x) if isinstance(x, str | PathLike) else x for x in images or ()]
-            wanted = frames or (None if fps else 8)
-            clips = [
-                load_video(x, frames=wanted, fps=fps).frames if isinstance(x, str | PathLike) else x
-                for x in videos or ()
-            ]
-            prompt = cast("Prompt", (pictures, clips, text))
+            prompt = _read((images, videos, text), frames, fps)
             inputs = self.lvlm.inputs_batch([prompt], fps=fps or 2.0)
         return self.run(inputs, timer=timer, count=count, **options)
 
     def generate_batch(
         self, prompts: Sequence[Prompt], *, count: bool = False, **options: Any
     ) -> Result:
-        """Answer a batch of (images, clips, text) prompts of PIL pictures, in one forward."""
+        """Answer a batch of (images, clips, text) prompts in one forward; see `generate`."""
         timer = StageTimer(self.lvlm.device, cpu_peak=True)
         with timer.stage("source"):
-            inputs = self.lvlm.inputs_batch(prompts)
+            inputs = self.lvlm.inputs_batch([_read(prompt) for prompt in prompts])
         return self.run(inputs, timer=timer, count=count, **options)
 
     def run(
@@ -160,13 +154,38 @@ class Pipeline:
     def one_pass(self, inputs: dict[str, Any], meter: Meter, **options: Any) -> Pass:
         """Run the model once, reporting its stages to `meter`."""
         options = {"max_new_tokens": 32, "do_sample": False} | options
-        if options["max_new_tokens"] is not None and options["max_new_tokens"] < 1:
-            raise InputError(f"max_new_tokens must be at least 1, got {options['max_new_tokens']}")
+        new = options["max_new_tokens"]
+        if not isinstance(new, int) or new < 1:
+            raise InputError(f"max_new_tokens must be an int of at least 1, got {new!r}")
+        if options.get("use_cache") is False:
+            raise InputError("a pipeline measures the KV cache: use_cache=False does not fit")
         model = self.lvlm.model
         reduction = Reduction(model, self.reducers, meter)
         with rerouted(reduction), _prefill_then_decode(model, meter) as caches:
-            sequences: Tensor = model.generate(**inputs, **options)
-        return Pass(inputs=inputs, sequences=sequences, reduction=reduction, kv_bytes=tuple(caches))
+            made = model.generate(**inputs, **options)
+        sequences: Tensor = made if isinstance(made, Tensor) else made.sequences
+        width = max(options.get("num_beams") or 1, options.get("num_return_sequences") or 1)
+        return Pass(
+            inputs=inputs,
+            sequences=sequences,
+            reduction=reduction,
+            kv_bytes=tuple(caches),
+            width=width,
+        )
+
+
+def _read(prompt: Any, frames: int | None = None, fps: float | None = None) -> Prompt:
+    """A prompt with its files decoded and its pictures in RGB."""
+    images, videos, text = prompt
+    for name, media in (("images", images), ("videos", videos)):
+        if media is not None and not isinstance(media, list | tuple):
+            raise InputError(f"{name} must be a list of paths or pictures, got {media!r}")
+    pictures = [load_image(x) if isinstance(x, str | PathLike) else to_rgb(x) for x in images or ()]
+    clips = [
+        load_video(x, frames=frames, fps=fps) if isinstance(x, str | PathLike) else x
+        for x in videos or ()
+    ]
+    return pictures, clips, text
 
 
 @contextmanager

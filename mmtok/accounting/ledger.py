@@ -116,7 +116,7 @@ class Ledger:
     def _notes(self) -> str:
         notes = []
         for s in self.stages:
-            if s.flops and s.flops_analytic:
+            if s.flops and s.flops_analytic is not None:
                 apart = s.flops_analytic / s.flops - 1
                 if abs(apart) > AGREEMENT:
                     notes.append(f"{s.stage}: analytic FLOPs are {apart:+.1%} off the counted ones")

@@ -31,12 +31,19 @@ class Pass:
         sequences: (B, S + new) token ids, beginning with the whole prompt.
         reduction: the reducers' work on it.
         kv_bytes: size of the KV cache after the prefill and at the end.
+        width: beams, or copies of each prompt.
     """
 
     inputs: dict[str, Any]
     sequences: Tensor
     reduction: Reduction
     kv_bytes: tuple[int, ...]
+    width: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Sequences the decoder runs at once."""
+        return len(self.inputs["input_ids"]) * self.width
 
     @property
     def new_tokens(self) -> int:
@@ -104,13 +111,13 @@ def _tokens(done: Pass) -> dict[str, tuple[int | None, int | None]]:
     seen = sum(n for _, n, _ in done.reduction.tokens)
     kept = sum(k for _, _, k in done.reduction.tokens)
     prompt = int(done.inputs["attention_mask"].sum())
-    batch = len(done.sequences)
+    batch = done.rows
     return {
         "source": (None, prompt),
         "encode": (None, seen),
         "reduce.score": (seen, seen),
         "reduce.select": (seen, kept),
-        "prefill": (prompt - seen + kept, batch),
+        "prefill": ((prompt - seen + kept) * done.width, batch),
         "decode": (batch * max(done.new_tokens - 1, 0), batch * max(done.new_tokens - 1, 0)),
     }
 
@@ -119,7 +126,7 @@ def analytic_flops(lvlm: LVLM, done: Pass) -> dict[str, int]:
     """FLOPs of each stage in closed form; a stage without one is absent."""
     text = lvlm.config.get_text_config()
     lengths = done.layer_lengths()
-    batch = len(done.sequences)
+    batch = done.rows
     work = {
         "reduce.score": done.reduction.score_flops,
         "reduce.select": done.reduction.select_flops,

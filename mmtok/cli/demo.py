@@ -121,7 +121,7 @@ def _ask(pipes: dict[str, Pipeline], sample: Sample) -> Shown:
         given = {}
         for name, pipe in pipes.items():
             last = number == len(sample.questions) - 1  # by then the process is warm
-            result = pipe.generate(images, text, frames, max_new_tokens=8, count=last)
+            result = pipe.generate(images, text, clips, max_new_tokens=8, count=last)
             given[name] = result.text
             results[name] = result
         answers.append(given)

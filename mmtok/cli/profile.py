@@ -43,7 +43,7 @@ def profile(
     images, clips = read_media(media, frames, fps)
     say(f"loading {model} ...")
     lvlm = load(model, dummy=dummy, device=device, dtype=dtype, seed=seed)
-    inputs = lvlm.inputs(images, text, [clip.frames for clip in clips], fps=fps or 2.0)
+    inputs = lvlm.inputs(images, text, clips)
     say(f"{warmup} + {repeats} rounds of baseline and reduced ...")
     made = measure(
         lvlm,

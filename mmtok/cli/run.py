@@ -50,7 +50,7 @@ def run(
     pipe = Pipeline(lvlm, reducers)
     shots = [clip.frames for clip in clips]
     with timer.stage("source"):
-        inputs = lvlm.inputs_batch([(images, shots, text)], fps=fps or 2.0)
+        inputs = lvlm.inputs_batch([(images, clips, text)])
     result = pipe.run(inputs, timer=timer, count=not no_count, max_new_tokens=max_new_tokens)
     check_budget(result.reduction)
     if overlay is not None:

@@ -134,7 +134,8 @@ def _media(model: Any, family: Family, inputs: Inputs, kind: str, output: Any) -
         )
     places = torch.split(placeholder.flatten().nonzero().squeeze(1), counts)
     layout = family.video if kind == "video" else family.image
-    assert layout is not None, "a family without clips has no pixel_values_videos"
+    if layout is None:
+        raise InputError(f"{model.config.model_type} reads clips as images: pass pixel_values")
     layouts = layout(model.base_model, inputs, counts)
     tokens = VisualTokens(
         features=pad_sequence(features, batch_first=True),
@@ -203,8 +204,9 @@ def _per_token(model: Any, inputs: Inputs, part: Media, values: Tensor) -> list[
     grids = part.tokens.grid.tolist()
     if part.kind == "image" and "image_sizes" in inputs:
         return [x[:, 1:] for x in pack_anyres(model.base_model, inputs, len(grids), values)]
-    side = int(values.shape[1] ** 0.5)
-    maps = values.float().transpose(1, 2).reshape(len(values), -1, side, side)
+    patches = values.shape[1]
+    h, w = grids[0][1:] if grids[0][1] * grids[0][2] == patches else [int(patches**0.5)] * 2
+    maps = values.float().transpose(1, 2).reshape(len(values), -1, h, w)
     out = []
     for places, (t, h, w), views in zip(
         part.places, grids, torch.split(maps, [t for t, _, _ in grids]), strict=True

@@ -79,9 +79,15 @@ def cells(t: int, h: int, w: int) -> Tensor:
 
 
 def _square(model: Any, inputs: Inputs, counts: list[int]) -> list[Layout]:
-    """Every item is one square, or several square tiles of `image_seq_length` tokens."""
-    side = math.isqrt(counts[0])
-    return [Layout(cells(n // side**2, side, side), (n // side**2, side, side)) for n in counts]
+    """Every item is one picture: its grid of patches, or a square that pools them."""
+    patch, (height, width) = (
+        model.config.vision_config.patch_size,
+        inputs["pixel_values"].shape[-2:],
+    )
+    h, w = height // patch, width // patch
+    if h * w != counts[0]:
+        h = w = math.isqrt(counts[0])
+    return [Layout(cells(1, h, w), (1, h, w)) for _ in counts]
 
 
 def _tiles(model: Any, inputs: Inputs, counts: list[int]) -> list[Layout]:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
+from mmtok.io.video import Clip as VideoClip
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
     from torch import Tensor
 
-Clip = Sequence["Image"]
+Clip = VideoClip | Sequence["Image"]
 Prompt = tuple[Sequence["Image"] | None, Sequence[Clip] | None, str]
-"""Images, clips (each a list of frames) and the question."""
+"""Images, clips (what `load_video` gives, or lists of frames) and the question."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,8 +65,8 @@ class LVLM:
         Args:
             images: PIL images, all of them part of each prompt.
             text: the question; a list gives one row per question.
-            videos: clips, each a list of PIL frames. They follow the images.
-            fps: frames per second at which the clips' frames were taken.
+            videos: clips, loaded ones or lists of PIL frames. They follow the images.
+            fps: frames per second at which lists of frames were taken; a loaded clip knows its own.
 
         Returns:
             `input_ids` (B, T) and `attention_mask` (B, T), padded on the left, with the family's
@@ -88,8 +89,11 @@ class LVLM:
         media = [(list(images or ()), list(videos or ())) for images, videos, _ in prompts]
         if not all(clip for _, clips in media for clip in clips):
             raise InputError("a clip needs at least one frame, got none")
-        if not self._reads_clips(any(images for images, _ in media)):
-            media = [(images + [f for clip in clips for f in clip], []) for images, clips in media]
+        if not self._reads_clips(media):
+            media = [
+                (images + [frame for clip in clips for frame in _frames(clip)], [])
+                for images, clips in media
+            ]
         images = [images for images, _ in media] if any(i for i, _ in media) else None
         clips = [clip for _, clips in media for clip in clips]
         bos = self.processor.tokenizer.bos_token
@@ -108,7 +112,7 @@ class LVLM:
                 **_clip_options(clips, fps),
             )
         except ValueError as error:
-            uneven = len({len(clip) for clip in clips}) > 1
+            uneven = len({len(_frames(clip)) for clip in clips}) > 1
             hint = "; this family needs clips of equal frame counts in a batch" if uneven else ""
             raise InputError(f"{self.name}: {first_line(error)}{hint}") from error
         batch.pop("labels", None)
@@ -119,12 +123,20 @@ class LVLM:
         texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [str(text).strip() for text in texts]
 
-    def _reads_clips(self, beside_images: bool) -> bool:
+    def _reads_clips(self, media: list[tuple[list[Image], list[Clip]]]) -> bool:
+        """Whether clips go in as clips; where they share a tensor with images, not beside them."""
         video = getattr(self.processor, "video_processor", None)
         if video is None:
             return False
         shared = video.model_input_names[0] in self.processor.image_processor.model_input_names
-        return not (shared and beside_images)
+        if not shared or not any(images for images, _ in media):
+            return True
+        if any(clips and not images for images, clips in media):
+            raise InputError(
+                f"{self.name}: a prompt with clips alone cannot share a batch with prompts that "
+                "hold images, for this family; run them apart"
+            )
+        return False
 
     def _chat(self, images: int, clips: int, text: str) -> str:
         content = [{"type": "image"}] * images + [{"type": "video"}] * clips
@@ -142,6 +154,13 @@ def _clip_options(clips: list[Clip], fps: float) -> dict[str, Any]:
 
     metadata = [
         VideoMetadata(
+            total_num_frames=clip.source_frames,
+            fps=clip.fps,
+            duration=clip.duration_s,
+            frames_indices=list(clip.indices),
+        )
+        if isinstance(clip, VideoClip)
+        else VideoMetadata(
             total_num_frames=len(clip),
             fps=fps,
             duration=len(clip) / fps,
@@ -149,7 +168,12 @@ def _clip_options(clips: list[Clip], fps: float) -> dict[str, Any]:
         )
         for clip in clips
     ]
-    return {"videos": clips, "video_metadata": metadata, "do_sample_frames": False}
+    frames = [_frames(clip) for clip in clips]
+    return {"videos": frames, "video_metadata": metadata, "do_sample_frames": False}
+
+
+def _frames(clip: Clip) -> list[Image]:
+    return clip.frames if isinstance(clip, VideoClip) else list(clip)
 
 
 def first_line(error: Exception) -> str:

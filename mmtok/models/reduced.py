@@ -83,8 +83,8 @@ def _forward(reduction: Reduction, args: Any, kwargs: Inputs) -> Any:
     if not _has_pixels(kwargs):
         cache = kwargs.get("past_key_values")
         fresh = cache is None or cache.get_seq_length() == 0
-        if fresh and not kwargs.get("mm_encoder_outputs") and reduction.seam:
-            reduction.seam.start(None, None)  # a prompt of text alone
+        if fresh and not kwargs.get("mm_encoder_outputs"):
+            reduction.text_alone(kwargs)
         return None
     if args:
         kwargs = {"input_ids": args[0]} | kwargs
@@ -114,11 +114,14 @@ def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwa
     if kwargs.get("inputs") is not None:
         kwargs["input_ids"] = kwargs.pop("inputs")
     if not _has_pixels(kwargs):
+        reduction.text_alone(kwargs)
         return stock(**kwargs)
     _refuse(reduction, kwargs)
     prompt = kwargs["input_ids"]
+    _count_from(reduction, kwargs, prompt.shape[1])
+    if kwargs.get("streamer") is not None:
+        kwargs["streamer"] = _WholePrompt(kwargs["streamer"], prompt)
     short = reduction.prepare(kwargs, lambda inputs: _generate_positions(reduction, inputs))
-    _count_from(short, prompt.shape[1])
     return _restore(stock(**short), prompt, short["input_ids"].shape[1])
 
 
@@ -140,15 +143,34 @@ def _refuse(reduction: Reduction, kwargs: Inputs) -> None:
         raise InputError("dropping inside the decoder needs use_cache=True")
 
 
-def _count_from(inputs: Inputs, original: int) -> None:
+def _count_from(reduction: Reduction, inputs: Inputs, original: int) -> None:
     """`max_length` and `min_length` count the user's own prompt, not the shortened one."""
-    config = inputs.get("generation_config")
+    config = inputs.get("generation_config") or reduction.model.generation_config
     for bound in ("max", "min"):
-        limit = inputs.pop(f"{bound}_length", None)
-        if limit is None and config is not None:
-            limit = getattr(config, f"{bound}_length", None)
-        if limit and inputs.get(f"{bound}_new_tokens") is None:
-            inputs[f"{bound}_new_tokens"] = max(limit - original, 1 if bound == "max" else 0)
+        new = f"{bound}_new_tokens"
+        limit = inputs.pop(f"{bound}_length", None) or getattr(config, f"{bound}_length", None)
+        if not limit or inputs.get(new) is not None or getattr(config, new, None) is not None:
+            continue
+        if bound == "max" and limit <= original:
+            raise InputError(f"max_length {limit} leaves no room behind {original} prompt tokens")
+        inputs[new] = max(limit - original, 0)
+
+
+class _WholePrompt:
+    """Shows a streamer the user's own prompt where `generate` shows the shortened one."""
+
+    def __init__(self, streamer: Any, prompt: Tensor) -> None:
+        self.streamer, self.prompt = streamer, prompt
+        self.started = False
+
+    def put(self, value: Tensor) -> None:
+        """The prompt first, then new tokens."""
+        self.streamer.put(value if self.started else self.prompt.cpu())
+        self.started = True
+
+    def end(self) -> None:
+        """No more tokens."""
+        self.streamer.end()
 
 
 def _restore(output: Any, prompt: Tensor, short: int) -> Any:

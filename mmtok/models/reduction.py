@@ -73,6 +73,7 @@ class Reduction:
         if len(stages) > 1:
             raise InputError("only one reducer of a pipeline can drop tokens inside the decoder")
         self.seam = DecoderSeam(layers, stages[0], self.meter) if stages else None
+        self._check_attention()
         if self.seam and self.family.deepstack:
             deep = len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))
             if self.seam.stage.layer < deep:
@@ -88,6 +89,21 @@ class Reduction:
                 raise InputError(
                     f"{reducer.name} needs {need}, which {self.model.config.model_type} "
                     "does not have"
+                )
+
+    def _check_attention(self) -> None:
+        """Attention is read from SDPA's arguments: refuse other implementations at once."""
+        read = {name for r in self.reducers for name in r.needs | r.wants} & self.family.facts
+        parts = [
+            (self.model.get_decoder().config, self.seam),
+            (self.model.config.vision_config, read),
+        ]
+        for config, reads in parts:
+            how = getattr(config, "_attn_implementation", None)
+            if reads and how not in (None, "sdpa"):
+                raise InputError(
+                    f"a reducer reads attention, which works with SDPA, not {how!r}: "
+                    "load the model with attn_implementation='sdpa'"
                 )
 
     def prepare(self, inputs: Inputs, positions: Callable[[Inputs], Tensor]) -> Inputs:
@@ -122,6 +138,13 @@ class Reduction:
             mask = short.get("attention_mask")
             self.seam.start(visual, None if mask is None else mask.bool())
         return short
+
+    def text_alone(self, inputs: Inputs) -> None:
+        """A prompt without pixels passes by: nothing to reduce, no state of an earlier one."""
+        self.media, self.inputs, self.select_flops = [], inputs, 0
+        self.prompt_length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+        if self.seam:
+            self.seam.start(None, None)
 
     def _reduce(self, part: Media, active: list[Reducer], inputs: Inputs) -> Media:
         for reducer in active:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmtok.pruning.base import Reducer
+from mmtok.errors import InputError
+from mmtok.pruning.base import Reducer, overrides
 from mmtok.registry import Registry
 from mmtok.tokens import Query, Selection, VisualTokens
 
@@ -29,8 +30,16 @@ def build(reduce: str | Reducer | Sequence[str | Reducer] | None) -> list[Reduce
     """
     if reduce is None:
         return []
+    if not isinstance(reduce, str | Reducer | Sequence):
+        raise InputError(f"reduce must be a spec, a reducer or a list of them, got {reduce!r}")
     items = [reduce] if isinstance(reduce, str | Reducer) else list(reduce)
-    return [registry.build(item) if isinstance(item, str) else item for item in items]
+    reducers = [registry.build(item) if isinstance(item, str) else item for item in items]
+    for place, reducer in enumerate(reducers):
+        if not isinstance(reducer, Reducer):
+            raise InputError(f"a reducer must be a spec or a Reducer, got {reducer!r}")
+        if place and overrides(reducer, "before_encoder"):
+            raise InputError(f"{reducer.name} acts on the picture: put it first in the list")
+    return reducers
 
 
 def __getattr__(name: str) -> Any:
