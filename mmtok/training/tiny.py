@@ -3,8 +3,9 @@
     python -m mmtok.training.tiny --data DIR --out runs/tiny --hours 1
 
 Runs on a CPU or a GPU, writes a checkpoint every few minutes and continues from it when it is
-started again. Stage 1 (`dense`) trains the vision tower, `align` fits the projector to
-word embeddings, stage 2 (`language`) trains projector and language model; then the model is exported and scored on the held-out pack.
+started again. Stage 1 (`dense`) trains the vision tower, `align` fits the projector to word
+embeddings, stage 2 (`language`) trains projector and language model; then the model is exported
+and scored on the held-out pack.
 """
 
 from __future__ import annotations
