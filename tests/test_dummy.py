@@ -72,7 +72,7 @@ def assert_generates(model: LVLM, inputs: dict[str, torch.Tensor]) -> None:
 
 
 def test_all_families_are_there() -> None:
-    assert set(FAMILIES) == ISSUE
+    assert set(FAMILIES) >= ISSUE
     with pytest.raises(InputError, match="did you mean 'qwen2_vl'"):
         tiny_config("qwen2vl")
     stranger = BertConfig()

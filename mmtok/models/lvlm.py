@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from mmtok.errors import InputError
-from mmtok.io.video import Clip as VideoClip
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
     from torch import Tensor
 
-Clip = VideoClip | Sequence["Image"]
+    from mmtok.io.video import Clip as VideoClip
+
+Clip = Union["VideoClip", Sequence["Image"]]
 Prompt = tuple[Sequence["Image"] | None, Sequence[Clip] | None, str]
 """Images, clips (what `load_video` gives, or lists of frames) and the question."""
 
@@ -152,6 +153,8 @@ def _clip_options(clips: list[Clip], fps: float) -> dict[str, Any]:
         raise InputError(f"fps must be positive, got {fps}")
     from transformers.video_utils import VideoMetadata
 
+    from mmtok.io.video import Clip as VideoClip
+
     metadata = [
         VideoMetadata(
             total_num_frames=clip.source_frames,
@@ -173,7 +176,7 @@ def _clip_options(clips: list[Clip], fps: float) -> dict[str, Any]:
 
 
 def _frames(clip: Clip) -> list[Image]:
-    return clip.frames if isinstance(clip, VideoClip) else list(clip)
+    return list(getattr(clip, "frames", clip))
 
 
 def first_line(error: Exception) -> str:
