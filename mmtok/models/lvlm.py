@@ -176,7 +176,7 @@ def _clip_options(clips: list[Clip], fps: float) -> dict[str, Any]:
 
 
 def _frames(clip: Clip) -> list[Image]:
-    return list(getattr(clip, "frames", clip))
+    return list(clip) if isinstance(clip, Sequence) else clip.frames
 
 
 def first_line(error: Exception) -> str:
