@@ -124,22 +124,24 @@ class Selection:
 
     Attributes:
         indices: B int64 tensors (k_b,), ascending and unique, into the item's N tokens.
-        merge: optional B pairs (slot, weight), both (N,): input token n adds weight[n] of itself
-            to output slot[n]; slot -1 means dropped. Weights of one slot add up to 1.
+        merge: optional B triples (source, slot, weight), all (M_b,): output slot[m] receives
+            weight[m] of input token source[m]. A source may feed several slots; one that is not
+            listed is dropped.
     """
 
     indices: list[Tensor]
-    merge: list[tuple[Tensor, Tensor]] | None = None
+    merge: list[tuple[Tensor, Tensor, Tensor]] | None = None
 
     def apply(self, features: Tensor) -> list[Tensor]:
         """The surviving (k_b, D) features of (B, N, D): gathered, or merged by slot and weight."""
         if self.merge is None:
             return [x[i] for x, i in zip(features, self.indices, strict=True)]
         out = []
-        for x, index, (slot, weight) in zip(features, self.indices, self.merge, strict=True):
-            used = slot >= 0
+        for x, index, (source, slot, weight) in zip(
+            features, self.indices, self.merge, strict=True
+        ):
             merged = torch.zeros(len(index), x.shape[-1], dtype=torch.float32, device=x.device)
-            merged.index_add_(0, slot[used], x[used].float() * weight[used, None].float())
+            merged.index_add_(0, slot, x[source].float() * weight[:, None].float())
             out.append(merged.to(x.dtype))
         return out
 

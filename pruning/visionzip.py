@@ -76,21 +76,19 @@ class VisionZip(Reducer):
                 dominant, contextual = self.split(k)
                 target = group(attention[item, valid], keys[item, valid], dominant, contextual)
             kept = (target == torch.arange(len(valid), device=valid.device)).nonzero().squeeze(1)
-            slots = torch.full_like(row, -1, dtype=torch.int64)
-            slots[valid[target >= 0]] = torch.searchsorted(kept, target[target >= 0])
+            source = (target >= 0).nonzero().squeeze(1)
+            slot = torch.searchsorted(kept, target[source])
+            weight = self._weights(slot, source == target[source])
             indices.append(valid[kept])
-            merges.append((slots, self._weights(slots, indices[-1])))
+            merges.append((valid[source], slot, weight))
         return Selection(indices=indices, merge=merges)
 
     def _weights(self, slot: Tensor, own: Tensor) -> Tensor:
-        """(N,) share of each token in its slot, whose own tokens stand at `own`."""
-        used = slot.clamp_min(0)
-        size = torch.bincount(slot[slot >= 0], minlength=len(own)).float()
+        """(M,) share of each token in its slot; `own` (M,) marks the slots' own tokens."""
+        size = torch.bincount(slot).float()
         if self.compat == "paper":
-            return (1 / size)[used]
-        weight = (1 / (size - 1).clamp_min(1))[used]
-        weight[own] = 1
-        return weight
+            return (1 / size)[slot]
+        return (1 / (size - 1).clamp_min(1))[slot].masked_fill(own, 1)
 
     def select_flops(self, n: int, width: int, *, key_width: int = 0, text: int = 0) -> int:
         """Keys of the tokens that join, times keys of their targets."""
