@@ -24,7 +24,7 @@ from mmtok.accounting.timing import StageTimer
 from mmtok.errors import InputError
 from mmtok.io.image import load_image, to_rgb
 from mmtok.io.video import Clip, load_video
-from mmtok.models.lvlm import LVLM, Prompt
+from mmtok.models.lvlm import LIST_FPS, LVLM, Prompt
 from mmtok.models.reduced import rerouted
 from mmtok.models.reduction import Reduction
 from mmtok.pruning import Reducer, build
@@ -109,7 +109,7 @@ class Pipeline:
         timer = StageTimer(self.lvlm.device, cpu_peak=True)
         with timer.stage("source"):
             prompt = _read((images, videos, text), frames, fps)
-            inputs = self.lvlm.inputs_batch([prompt], fps=fps or 2.0)
+            inputs = self.lvlm.inputs_batch([prompt], fps=fps or LIST_FPS)
         return self.run(inputs, timer=timer, count=count, **options)
 
     def generate_batch(

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmtok.accounting.flops import count_flops
-from mmtok.accounting.ledger import Ledger, Stage, render
+from mmtok.accounting.ledger import Ledger, Stage
 from mmtok.accounting.rows import Pass, ledger
 from mmtok.accounting.timing import StageStats, StageTimer, measure
 from mmtok.pipeline import Pipeline
+from mmtok.table import render
 
 if TYPE_CHECKING:
     from mmtok.models.lvlm import LVLM
@@ -67,7 +68,7 @@ class Profile:
             lines.append([stage, *("" if x is None else f"{x:.2f}" for x in cells)])
         ratio = self.ratio
         parts += [
-            render(lines),
+            render(lines, total=True),
             f"prefill speed-up {ratio['prefill_ms']:.2f}x, selection included; "
             f"its FLOPs alone predict {ratio['predicted']:.2f}x",
             f"whole run speed-up {ratio['total_ms']:.2f}x with {ratio['flops']:.2f}x fewer FLOPs",

@@ -49,7 +49,7 @@ class FastV(Reducer):
         """
         if self.layer >= layers:
             raise InputError(f"fastv: layer must be below {layers}, the decoder's depth")
-        if isinstance(self.keep, float) and self.keep == 1:
+        if self.keeps_all:
             return None
         return DecoderStage(layer=self.layer - 1, rule=self._attended)
 

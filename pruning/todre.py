@@ -78,8 +78,7 @@ class ToDRE(Reducer):
     def in_decoder(self, layers: int) -> DecoderStage | None:
         """Stage 2 at layer floor(7L/8); none if tau is 0, all is kept, or no layer would save."""
         layer = 7 * layers // 8
-        everything = isinstance(self.keep, float) and self.keep == 1
-        if everything or self.tau == 0 or layer >= layers - 1:
+        if self.keeps_all or self.tau == 0 or layer >= layers - 1:
             return None
         return DecoderStage(layer=layer, rule=self._relevant)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from io import StringIO
 from typing import Any
+
+from mmtok.table import render
 
 STAGES = ("source", "encode", "reduce.score", "reduce.select", "prefill", "decode")
 AGREEMENT = 0.01
@@ -111,7 +112,7 @@ class Ledger:
         for s in rows:
             cells = [(getattr(s, name), show) for name, _, show in columns]
             lines.append([s.stage, *("" if v is None else show(v) for v, show in cells)])
-        return render(lines) + self._notes()
+        return render(lines, total=True) + self._notes()
 
     def _notes(self) -> str:
         notes = []
@@ -132,24 +133,6 @@ def si(value: float, unit: str = "") -> str:
         if abs(value) >= size:
             return f"{value / size:.3g} {prefix}{unit}"
     return f"{value:.3g} {unit}".rstrip()
-
-
-def render(lines: list[list[str]]) -> str:
-    """Header and rows as a plain-text table; the last row (the total) is set apart."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for index, title in enumerate(lines[0]):
-        table.add_column(title, justify="right" if index else "left", no_wrap=True)
-    for row in lines[1:-1]:
-        table.add_row(*row)
-    table.add_section()
-    table.add_row(*lines[-1])
-    out = StringIO()
-    Console(file=out, width=200, color_system=None, force_terminal=False).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"
 
 
 def _ms(value: float) -> str:

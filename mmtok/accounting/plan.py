@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmtok.accounting.analytic import Logits, decoder_flops, kv_bytes
 from mmtok.accounting.encoders import encoder_flops
-from mmtok.accounting.ledger import Ledger, Stage, render, si
+from mmtok.accounting.ledger import Ledger, Stage, si
 from mmtok.accounting.planned import PlannedMedia, planned, resized
 from mmtok.errors import InputError
+from mmtok.table import render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,7 +92,7 @@ class Plan:
                     _text(less.kv_bytes),
                 ]
             )
-        return render(lines)
+        return render(lines, total=True)
 
 
 def plan(

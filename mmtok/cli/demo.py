@@ -12,8 +12,9 @@ import typer
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import read_media
-from mmtok.cli.output import answer, columns, quiet, say
+from mmtok.cli.output import answer, quiet, say
 from mmtok.errors import InputError
+from mmtok.table import render
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -132,7 +133,7 @@ def _answers(shown: Shown) -> str:
     lines = [["question", "truth", *SPECS]]
     for (text, truth), given in zip(shown.sample.questions, shown.answers, strict=True):
         lines.append([text, truth, *(given[name] for name in SPECS)])
-    return columns(lines)
+    return render(lines, numbers=False)
 
 
 def _costs(shown: Shown) -> str:
@@ -143,7 +144,7 @@ def _costs(shown: Shown) -> str:
         total, tokens = result.ledger.total, result.ledger.meta["visual_tokens"]["out"]
         cells = (si(total.flops or 0), f"{total.host_ms:.1f}", f"{total.kv_bytes:,}")
         lines.append([name, str(tokens), *cells])
-    return columns(lines)
+    return render(lines, numbers=False)
 
 
 def _pictures(pipes: dict[str, Pipeline], found: dict[str, Shown], out: Path) -> list[Path]:

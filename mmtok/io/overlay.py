@@ -7,7 +7,6 @@ shows the patches, a bright line the border between kept and dropped.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,10 +17,8 @@ from PIL import Image, ImageDraw
 
 from mmtok.errors import InputError
 from mmtok.io.files import reason
-from mmtok.io.sheet import arrange
 
 Kept = NDArray[np.bool_]
-Cells = Sequence[tuple[int, int]]
 
 BORDER = (255, 176, 32)
 _SHADE = np.array([26, 29, 36], dtype=np.float32)
@@ -46,7 +43,7 @@ def overlay(
     Raises:
         InputError: `kept` is not a two-dimensional array of at least one cell.
     """
-    grid = _check_grid(kept, 2)
+    grid = _check_grid(kept)
     size = _readable(image.size, min_side, max_side)
     base = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     pixels = np.asarray(base, dtype=np.float32)
@@ -59,54 +56,6 @@ def overlay(
     picture = Image.fromarray(np.clip(mixed.round(), 0, 255).astype(np.uint8))
     _draw_borders(picture, grid, rows, columns)
     return picture
-
-
-def contact_sheet(
-    frames: Sequence[Image.Image],
-    kept: Kept,
-    *,
-    timestamps_s: Sequence[float] | None = None,
-    columns: int = 4,
-    min_side: int = 224,
-    max_side: int = 480,
-) -> Image.Image:
-    """The frames of a clip in reading order, each an overlay under its number and time.
-
-    Args:
-        frames: t pictures of one size.
-        kept: (t, h, w) bool, as in `overlay`.
-        timestamps_s: when each frame is shown, in seconds.
-        columns: frames in a row.
-        min_side: as in `overlay`.
-        max_side: as in `overlay`.
-
-    Raises:
-        InputError: no frames, or counts that disagree.
-    """
-    grids = _check_grid(kept, 3)
-    if not len(frames) == len(grids) == len(timestamps_s or frames):
-        times = "" if timestamps_s is None else f", {len(timestamps_s)} times"
-        raise InputError(f"{len(frames)} frames, {len(grids)} grids of kept tokens{times}: differ")
-    panels = []
-    for number, (frame, grid) in enumerate(zip(frames, grids, strict=True)):
-        time = f" · {timestamps_s[number]:.2f} s" if timestamps_s is not None else ""
-        caption = f"{number + 1}{time} · {grid.sum()} of {grid.size} kept"
-        picture = overlay(frame, grid, min_side=min_side, max_side=max_side)
-        panels.append((caption, picture))
-    return arrange(panels, columns=columns, font_size=15)
-
-
-def side_by_side(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Pictures in one row, each below its caption, on a light ground.
-
-    A caption may have several lines: the first is the title, the others are set smaller.
-
-    Raises:
-        InputError: no panels.
-    """
-    if not panels:
-        raise InputError("no panels given, expected at least one (title, picture)")
-    return arrange(panels, columns=len(panels), font_size=20)
 
 
 def save_picture(image: Image.Image, path: str | PathLike[str]) -> Path:
@@ -150,11 +99,10 @@ def check_picture_path(path: str | PathLike[str]) -> Path:
     return file
 
 
-def _check_grid(kept: Kept, dimensions: int) -> Kept:
+def _check_grid(kept: Kept) -> Kept:
     grid = np.asarray(kept, dtype=bool)
-    if grid.ndim != dimensions or grid.size == 0:
-        axes = "(h, w)" if dimensions == 2 else "(t, h, w)"
-        raise InputError(f"kept has shape {grid.shape}, expected {axes} with at least one patch")
+    if grid.ndim != 2 or grid.size == 0:
+        raise InputError(f"kept has shape {grid.shape}, expected (h, w) with at least one patch")
     return grid
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Clip = Union["VideoClip", Sequence["Image"]]
 Prompt = tuple[Sequence["Image"] | None, Sequence[Clip] | None, str]
 """Images, clips (what `load_video` gives, or lists of frames) and the question."""
+LIST_FPS = 2.0
+"""Frames per second at which lists of frames count as taken."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +61,7 @@ class LVLM:
         text: str | Sequence[str] = "",
         videos: Sequence[Clip] | None = None,
         *,
-        fps: float = 2.0,
+        fps: float = LIST_FPS,
     ) -> dict[str, Tensor]:
         """Model inputs for one question, or for several about the same images and clips.
 
@@ -79,7 +81,9 @@ class LVLM:
         texts = [text] if isinstance(text, str) else list(text)
         return self.inputs_batch([(images, videos, t) for t in texts], fps=fps)
 
-    def inputs_batch(self, prompts: Sequence[Prompt], *, fps: float = 2.0) -> dict[str, Tensor]:
+    def inputs_batch(
+        self, prompts: Sequence[Prompt], *, fps: float = LIST_FPS
+    ) -> dict[str, Tensor]:
         """Model inputs for prompts that each have their own images, clips and question.
 
         A family that knows no clips, or none beside images, reads a clip's frames as images.

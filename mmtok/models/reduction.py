@@ -120,7 +120,7 @@ class Reduction:
         for reducer in self.reducers:
             inputs = reducer.before_encoder(self.model, inputs)
         self.inputs, self.select_flops = inputs, 0
-        active = [r for r in self.reducers if overrides(r, "after_encoder")]
+        active = [r for r in self.reducers if overrides(r, "after_encoder") and not r.keeps_all]
         wants = {name for r in active for name in r.needs | r.wants}
         self.media = encode(self.model, self.family, inputs, wants, self.meter)
         self.media = [self._reduce(part, active, inputs) for part in self.media]

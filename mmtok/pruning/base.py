@@ -79,6 +79,11 @@ class Reducer:
         arguments = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
         return f"{self.name}({arguments})"
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether all tokens stay, however many there are: nothing has to be read or scored."""
+        return isinstance(self.keep, float) and self.keep == 1
+
     def keep_count(self, n: int) -> int:
         """How many of n tokens survive: the share rounded half up, at least 1 and at most n."""
         k = math.floor(self.keep * n + 0.5) if isinstance(self.keep, float) else self.keep
