@@ -199,6 +199,8 @@ class Curious(Reducer):
 
     wants = frozenset({"cls_attention", "keys"})
 
+    keep: int | float = 10**6
+
     def after_encoder(self, tokens: Any, query: Any) -> Any:
         return keep_all(tokens)
 

@@ -25,6 +25,8 @@ CLIPS = [name for name, family in FAMILIES.items() if family.video is not None]
 class TopLeft(Reducer):
     """Keeps the tokens of the top left quarter, newlines of those rows included."""
 
+    keep: int | float = 0.25
+
     def after_encoder(self, tokens, query):
         h, w = tokens.position[..., 1:].unbind(-1)
         rows, columns = tokens.grid[:, 1:2], tokens.grid[:, 2:]

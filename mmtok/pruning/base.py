@@ -43,7 +43,8 @@ class Reducer:
         wants: what it uses where the model has it.
         budget: "exact", or "threshold" where the count depends on content.
         keep: tokens kept per image or video: an int, or a float in (0, 1] for a share of them,
-            rounded half up and at least one. `keep=1` is one token, `keep=1.0` all of them.
+            rounded half up and at least one. `keep=1` is one token; with `keep=1.0` the method is
+            not even asked.
 
     Raises:
         InputError: keep is neither, or a seed is no int.
