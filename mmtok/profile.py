@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmtok.accounting import hardware
 from mmtok.accounting.flops import count_flops
 from mmtok.accounting.ledger import Ledger, Stage
 from mmtok.accounting.rows import Pass, ledger
@@ -42,6 +43,7 @@ class Profile:
             `prefill_ms` compares the prefill with prefill + scoring + selection; `predicted` is
             the same ratio of counted FLOPs; `flops` and `total_ms` are of the whole run.
         spread: side -> stage -> {"median", "p10", "p90", "n"} milliseconds on the device.
+        energy_j: side -> joule of one run, on a GPU whose counter can be read, else None.
         machine: where it was measured.
     """
 
@@ -49,12 +51,14 @@ class Profile:
     reduced: Ledger
     ratio: dict[str, float]
     spread: dict[str, dict[str, dict[str, float]]]
+    energy_j: dict[str, float | None]
     machine: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes as plain values, JSON-ready."""
         sides = {"baseline": self.baseline.to_dict(), "reduced": self.reduced.to_dict()}
-        return sides | {"ratio": self.ratio, "spread": self.spread, "machine": self.machine}
+        rest = ("ratio", "spread", "energy_j", "machine")
+        return sides | {name: getattr(self, name) for name in rest}
 
     def table(self) -> str:
         """Both ledgers, the spread of the times, the ratios and the machine."""
@@ -72,6 +76,7 @@ class Profile:
             f"prefill speed-up {ratio['prefill_ms']:.2f}x, selection included; "
             f"its FLOPs alone predict {ratio['predicted']:.2f}x",
             f"whole run speed-up {ratio['total_ms']:.2f}x with {ratio['flops']:.2f}x fewer FLOPs",
+            *(f"{side}: {j:.2f} J a run" for side, j in self.energy_j.items() if j is not None),
             ", ".join(f"{name} {value}" for name, value in self.machine.items()),
         ]
         return "\n".join(parts) + "\n"
@@ -134,8 +139,22 @@ def profile(
         **sides,
         ratio=_ratios(sides["baseline"], sides["reduced"]),
         spread={side: _spread(stats[side]) for side in pipes},
+        energy_j={side: _energy(lvlm.device, variant(side)) for side in pipes},
         machine=machine(lvlm.device),
     )
+
+
+def _energy(device: torch.device, run: Callable[[StageTimer], object]) -> float | None:
+    """Joule of one run; the counter is too coarse for its stages."""
+    if device.type != "cuda":
+        return None
+
+    def synchronised() -> None:
+        timer = StageTimer(device)
+        run(timer)
+        timer.times()
+
+    return hardware.energy(synchronised, index=device.index or 0)
 
 
 def _with_medians(account: Ledger, stats: Mapping[str, StageStats]) -> Ledger:

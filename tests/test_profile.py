@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import mmtok
+import mmtok.profile as profile_module
 from mmtok.accounting.ledger import Ledger, Stage
 from mmtok.profile import _ratios, profile
 
@@ -58,6 +59,20 @@ def test_ledgers_hold_the_medians(made):
             assert spread["p10"] <= spread["median"] <= spread["p90"]
             assert spread["n"] == 3
             assert row.flops == row.flops_analytic
+
+
+def test_energy_is_of_whole_synchronised_runs_on_a_gpu_and_none_elsewhere(made, monkeypatch):
+    assert made.energy_j == {"baseline": None, "reduced": None}
+    runs = []
+
+    class Timer:
+        def times(self):
+            runs.append("synchronised")
+
+    monkeypatch.setattr(profile_module.hardware, "energy", lambda run, index: (run(), index)[1])
+    monkeypatch.setattr(profile_module, "StageTimer", lambda device: runs.append(device) or Timer())
+    assert profile_module._energy(torch.device("cuda", 3), lambda timer: runs.append("run")) == 3
+    assert runs == [torch.device("cuda", 3), "run", "synchronised"]
 
 
 def test_kv_bytes_and_machine(made):
