@@ -18,7 +18,7 @@ Line = tuple[str, Font, tuple[int, int, int]]
 def arrange(
     panels: Sequence[tuple[str, Image.Image]], *, columns: int, font_size: int
 ) -> Image.Image:
-    """Captioned pictures in rows of `columns`, on cells as large as the largest of them.
+    """Captioned pictures in rows of `columns`, each row as high as its highest picture.
 
     Args:
         panels: (caption, picture). The first line of a caption is its title, the others are
@@ -27,18 +27,18 @@ def arrange(
         font_size: height of the title in pixels.
     """
     columns = max(1, min(columns, len(panels)))
-    rows = -(-len(panels) // columns)
-    cell_width = max(picture.width for _, picture in panels)
-    captions = [list(_lines(caption, cell_width, font_size)) for caption, _ in panels]
+    width = max(picture.width for _, picture in panels)
+    captions = [list(_lines(caption, width, font_size)) for caption, _ in panels]
     leading = round(font_size * 1.4)
     head = leading * max(len(caption) for caption in captions) + 4
-    cell_height = head + max(picture.height for _, picture in panels)
-    step_x, step_y = cell_width + MARGIN, cell_height + MARGIN
-    sheet = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), PAPER)
+    tops = [MARGIN]
+    for start in range(0, len(panels), columns):
+        tallest = max(picture.height for _, picture in panels[start : start + columns])
+        tops.append(tops[-1] + head + tallest + MARGIN)
+    sheet = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, tops[-1]), PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, ((_, picture), caption) in enumerate(zip(panels, captions, strict=True)):
-        x = MARGIN + number % columns * step_x
-        y = MARGIN + number // columns * step_y
+        x, y = MARGIN + number % columns * (width + MARGIN), tops[number // columns]
         for place, (words, font, ink) in enumerate(caption):
             draw.text((x, y + place * leading), words, font=font, fill=ink)
         sheet.paste(picture, (x, y + head))
