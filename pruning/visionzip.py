@@ -23,6 +23,7 @@ from torch import Tensor
 from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.greedy import unit
+from mmtok.pruning.merging import Merge, joined, merge_per_item
 from mmtok.pruning.rank import top
 from mmtok.tokens import Query, Selection, VisualTokens
 
@@ -67,28 +68,18 @@ class VisionZip(Reducer):
         attention, keys = tokens.cls_attention, tokens.keys
         assert attention is not None, "select() refuses tokens without it"
         assert keys is not None, "select() refuses tokens without them"
-        indices, merges = [], []
-        for item, row in enumerate(tokens.mask):
-            valid = row.nonzero().squeeze(1)
-            k = self.keep_count(len(valid))
-            target = torch.arange(len(valid), device=valid.device)
-            if k < len(valid):
-                dominant, contextual = self.split(k)
-                target = group(attention[item, valid], keys[item, valid], dominant, contextual)
-            kept = (target == torch.arange(len(valid), device=valid.device)).nonzero().squeeze(1)
-            source = (target >= 0).nonzero().squeeze(1)
-            slot = torch.searchsorted(kept, target[source])
-            weight = self._weights(slot, source == target[source])
-            indices.append(valid[kept])
-            merges.append((valid[source], slot, weight))
-        return Selection(indices=indices, merge=merges)
 
-    def _weights(self, slot: Tensor, own: Tensor) -> Tensor:
-        """(M,) share of each token in its slot; `own` (M,) marks the slots' own tokens."""
-        size = torch.bincount(slot).float()
-        if self.compat == "paper":
-            return (1 / size)[slot]
-        return (1 / (size - 1).clamp_min(1))[slot].masked_fill(own, 1)
+        def choose(item: int, valid: Tensor, k: int) -> Merge:
+            dominant, contextual = self.split(k)
+            target = group(attention[item, valid], keys[item, valid], dominant, contextual)
+            kept, (source, slot, weight) = joined(target)
+            if self.compat == "repo":
+                size = torch.bincount(slot).float()
+                weight = (1 / (size - 1).clamp_min(1))[slot]
+                weight = weight.masked_fill(source == target[source], 1)
+            return kept, (source, slot, weight)
+
+        return merge_per_item(tokens, self.keep_count, choose)
 
     def select_flops(self, n: int, width: int, *, key_width: int = 0, text: int = 0) -> int:
         """Keys of the tokens that join, times keys of their targets."""

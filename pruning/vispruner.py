@@ -8,7 +8,8 @@ round.
 
 Deviations: where the rest has an odd number, the even half has one more (the port fails there); no
 round drops more tokens than the even half has; attention is that of the tower's last layer.
-Cost: (N - k)/8 rounds that each compare N²/4 pairs, from one product made once up to N = 8192.
+Cost: the nearest neighbours of every token are listed once, and again whenever half of the tokens
+have left; each of the (N - k)/8 rounds looks only into these lists.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
-from mmtok.pruning import greedy
 from mmtok.pruning.base import Reducer, per_item
+from mmtok.pruning.greedy import unit
 from mmtok.pruning.rank import top
 from mmtok.tokens import Query, Selection, VisualTokens
 
 PER_ROUND = 8
+LISTED = 32  # neighbours of a token that are kept at hand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +65,21 @@ class VisPruner(Reducer):
         return per_item(tokens, self.keep_count, choose)
 
     def select_flops(self, n: int, width: int, *, key_width: int = 0, text: int = 0) -> int:
-        """One product of the rest with itself, or one per round above 8192 tokens."""
+        """One product of the rest with itself per listing of neighbours."""
         k = self.keep_count(n)
         left, goal = n - int(self.important * k), k - int(self.important * k)
-        if k == n or goal == 0:
-            return 0
-        if left <= greedy.GRAM_LIMIT:
-            return 2 * left * left * width
-        total = 0
-        while left > goal:
-            total += 2 * (left - left // 2) * (left // 2) * width
-            left -= min(PER_ROUND, left - goal, left - left // 2)
+        total = listed = 0
+        while k < n and 0 < goal < left:
+            if left < listed / 2 or not listed:
+                listed = left
+                total += 2 * left * left * width
+            left -= leaving(left, goal)
         return total
+
+
+def leaving(n: int, k: int) -> int:
+    """How many of n tokens a round drops on the way to k."""
+    return min(PER_ROUND, n - k, n - n // 2)
 
 
 def thin(x: Tensor, k: int) -> Tensor:
@@ -82,12 +87,57 @@ def thin(x: Tensor, k: int) -> Tensor:
     order = torch.arange(len(x), device=x.device)
     if k == 0:
         return order[:0]
-    x = greedy.unit(x)
-    gram = x @ x.T if len(x) <= greedy.GRAM_LIMIT else None
+    x = unit(x)
+    near = None
     while len(order) > k:
+        if near is None or len(order) < near.size / 2:
+            near = Neighbours.of(x, order)
         even, odd = order[::2], order[1::2]
-        pairs = gram[even][:, odd] if gram is not None else x[even] @ x[odd].T
-        drop = min(PER_ROUND, len(order) - k, len(even))
-        by_likeness = top(pairs.amax(1), len(even))
-        order = torch.cat([even[by_likeness[drop:]], odd])
+        by_likeness = top(near.likeness(even, odd), len(even))
+        order = torch.cat([even[by_likeness[leaving(len(order), k) :]], odd])
     return order
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest neighbours of tokens, most similar first.
+
+    Attributes:
+        x: (N, D) rows of length 1 or 0.
+        value: (N, m) similarities; rows of tokens that are not listed hold nothing of use.
+        place: (N, m) int64 which tokens.
+        size: how many tokens are listed.
+    """
+
+    x: Tensor
+    value: Tensor
+    place: Tensor
+    size: int
+
+    @classmethod
+    def of(cls, x: Tensor, listed: Tensor) -> Neighbours:
+        """Compare the tokens `listed` (n,) int64 with one another, 1024 at a time."""
+        m = min(LISTED, len(listed) - 1)
+        value = x.new_zeros(len(x), m)
+        place = torch.zeros_like(value, dtype=torch.int64)
+        others = x[listed].T
+        for start in range(0, len(listed), 1024):
+            rows = listed[start : start + 1024]
+            similar = x[rows] @ others
+            own = torch.arange(start, start + len(rows), device=x.device)
+            similar.scatter_(1, own[:, None], -torch.inf)
+            value[rows], found = similar.topk(m, dim=1)
+            place[rows] = listed[found]
+        return cls(x, value, place, len(listed))
+
+    def likeness(self, tokens: Tensor, others: Tensor) -> Tensor:
+        """(n,) similarity of each of `tokens` to the most similar of `others`."""
+        there = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
+        there[others] = True
+        hit = there[self.place[tokens]]
+        first = hit.int().argmax(1, keepdim=True)
+        best = self.value[tokens].gather(1, first).squeeze(1)
+        missed = tokens[~hit.any(1)]
+        if len(missed):  # none of those listed is among the others: look at all of them
+            best[~hit.any(1)] = (self.x[missed] @ self.x[others].T).amax(1)
+        return best

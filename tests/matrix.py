@@ -24,6 +24,10 @@ WITHOUT_CLS = frozenset(name for name, family in FAMILIES.items() if not family.
 WITHOUT_KEYS = frozenset(name for name, family in FAMILIES.items() if not family.has_keys)
 
 REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
+    "cdpruner": (
+        ["cdpruner(keep={keep})", "cdpruner(keep={keep}, theta=0.5, compat='repo')"],
+        frozenset(),
+    ),
     "coveragemax": (
         ["coveragemax(keep={keep})", "coveragemax(keep={keep}, alpha=0, text_temperature=0.1)"],
         frozenset(),
@@ -33,7 +37,18 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     "evs": (["evs(keep={keep})"], frozenset()),
     "fastervlm": (["fastervlm(keep={keep})"], WITHOUT_CLS),
     "fastv": (["fastv(keep={keep})"], frozenset({"qwen3_vl"})),
+    "fps": (["fps(keep={keep})"], frozenset()),
+    "grid": (["grid(keep={keep})"], frozenset()),
     "holov": (["holov(keep={keep})", "holov(keep={keep}, chunks=5, alpha=3)"], WITHOUT_CLS),
+    "pool": (["pool(keep={keep})"], frozenset()),
+    "prumerge": (
+        [
+            "prumerge(keep={keep}, plus=True, neighbours=3)",
+            "prumerge(keep={keep}, adaptive=True, compat='repo')",
+        ],
+        WITHOUT_CLS | WITHOUT_KEYS,
+    ),
+    "quota": (["quota(keep={keep})", "quota(keep={keep}, compress='index')"], frozenset()),
     "random": (["random(keep={keep})", "random(keep={keep}, seed=7)"], frozenset()),
     "stride": (["stride(keep={keep})"], frozenset()),
     "todre": (

@@ -18,10 +18,15 @@ def test_isolated_start_without_the_gram_matrix(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(greedy_diverse(x, 20, None), want)
 
 
-def test_thinning_without_the_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(40, 7, generator=torch.Generator().manual_seed(1)).double()
+@pytest.mark.parametrize("listed", [1, 5])
+def test_thinning_with_short_lists_of_neighbours(
+    listed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no listed neighbour is left on the other side, all of them are looked at."""
+    x = torch.randn(70, 7, generator=torch.Generator().manual_seed(1)).double()
+    monkeypatch.setattr("mmtok.pruning.methods.vispruner.LISTED", 99)
     want = thin(x, 10)
-    monkeypatch.setattr("mmtok.pruning.greedy.GRAM_LIMIT", 10)
+    monkeypatch.setattr("mmtok.pruning.methods.vispruner.LISTED", listed)
     assert torch.equal(thin(x, 10), want)
 
 

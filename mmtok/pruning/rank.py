@@ -6,12 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 
 def top(score: Tensor, k: int) -> Tensor:
     """(k,) places of the k largest of (N,) scores, largest first, ties to the lower index."""
     return score.sort(descending=True, stable=True).indices[:k]
+
+
+def evenly(n: int, k: int, device: torch.device | None = None) -> Tensor:
+    """(k,) ascending places among n: the middles of k equal stretches."""
+    return (2 * torch.arange(k, device=device) + 1) * n // max(2 * k, 1)
 
 
 def apportion(
