@@ -8,8 +8,8 @@ round.
 
 Deviations: where the rest has an odd number, the even half has one more (the port fails there); no
 round drops more tokens than the even half has; attention is that of the tower's last layer.
-Cost: the nearest neighbours of every token are listed once, and again whenever half of the tokens
-have left; each of the (N - k)/8 rounds looks only into these lists.
+Cost: the nearest neighbours of every token are listed once, and again when a third of the tokens is
+left; each of the (N - k)/8 rounds looks only into these lists.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from mmtok.tokens import Query, Selection, VisualTokens
 
 PER_ROUND = 8
 LISTED = 32  # neighbours of a token that are kept at hand
+RELIST = 3  # they are listed anew when so much fewer tokens are left; one of 300 then has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class VisPruner(Reducer):
         left, goal = n - int(self.important * k), k - int(self.important * k)
         total = listed = 0
         while k < n and 0 < goal < left:
-            if left < listed / 2 or not listed:
+            if left < listed / RELIST or not listed:
                 listed = left
                 total += 2 * left * left * width
             left -= leaving(left, goal)
@@ -90,7 +91,7 @@ def thin(x: Tensor, k: int) -> Tensor:
     x = unit(x)
     near = None
     while len(order) > k:
-        if near is None or len(order) < near.size / 2:
+        if near is None or len(order) < near.size / RELIST:
             near = Neighbours.of(x, order)
         even, odd = order[::2], order[1::2]
         by_likeness = top(near.likeness(even, odd), len(even))

@@ -100,6 +100,4 @@ def test_quota_compress() -> None:
             _, (source, slot, weight) = pooled(h, w, [columns] * rows)
             empty = torch.zeros(rows * columns, x.shape[1])
             parts.append(empty.index_add(0, slot, x[source] * weight[:, None]))
-        torch.testing.assert_close(
-            torch.cat(parts), tensors["output.tokens"], rtol=1e-5, atol=1e-6
-        )
+        torch.testing.assert_close(torch.cat(parts), tensors["output.tokens"], rtol=1e-5, atol=1e-6)
