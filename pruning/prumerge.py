@@ -101,8 +101,10 @@ class PruMerge(Reducer):
         if not self.plus:
             return order[:outliers]
         step = max(len(seen) // outliers // 3, 1)
-        spaced = torch.arange(0, len(seen) - 1, step, device=seen.device)
-        return torch.cat([order[:outliers], spaced]).unique()
+        chosen = torch.zeros_like(seen, dtype=torch.bool)
+        chosen[order[:outliers]] = True
+        chosen[0 : len(seen) - 1 : step] = True
+        return chosen.nonzero().squeeze(1)
 
     def _merge(self, seen: Tensor, selected: Tensor, extra: Tensor, near: Tensor) -> Merge:
         kept = torch.cat([selected, extra]).sort().values

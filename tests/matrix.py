@@ -55,6 +55,13 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
         ["todre(keep={keep})", "todre(keep={keep}, rule='maxsum', tau=0, seed=3)"],
         frozenset(),
     ),
+    "tokencorr": (
+        [
+            "tokencorr(keep={keep})",
+            "tokencorr(keep={keep}, adaptive=True, similarity=0.9, repeats=0.2)",
+        ],
+        WITHOUT_CLS | WITHOUT_KEYS,
+    ),
     "vidcom2": (["vidcom2(keep={keep})"], frozenset()),
     "visionzip": (
         ["visionzip(keep={keep})", "visionzip(keep={keep}, contextual=4, compat='repo')"],

@@ -150,6 +150,17 @@ def test_the_canonical_spec_builds_the_same_object(spec: str) -> None:
         ("coveragemax(text_temperature=0)", "text_temperature must be"),
         ("coveragemax(alpha='x')", "alpha must be"),
         ("fastv(layer=0)", "layer must be"),
+        ("cdpruner(theta=1)", "theta must be"),
+        ("cdpruner(compat='x')", "compat must be"),
+        ("prumerge(plus=1)", "plus must be"),
+        ("prumerge(neighbours=-1)", "neighbours must be"),
+        ("prumerge(compat='x')", "compat must be"),
+        ("quota(compress='x')", "compress must be"),
+        ("quota(scorer='clip')", "scorer must be"),
+        ("quota(scorer=[0.1, 1e999])", "scores must be"),
+        ("quota(scorer=[])", "scores must be"),
+        ("tokencorr(adaptive=1)", "adaptive must be"),
+        ("tokencorr(repeats=2)", "repeats must be"),
     ],
 )
 def test_bad_specs_say_what_is_wrong(spec: str, message: str) -> None:

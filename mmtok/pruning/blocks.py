@@ -47,12 +47,17 @@ def split_views(tokens: VisualTokens, item: int, valid: Tensor) -> tuple[list[Vi
     views = []
     for frame in split_frames(position[picture]):
         places = picture[frame]
-        rows, columns = (position[places, axis].unique(return_inverse=True) for axis in (1, 2))
-        h, w = len(rows[0]), len(columns[0])
-        cell = rows[1] * w + columns[1]
+        (h, row), (w, column) = (_ranks(position[places, axis]) for axis in (1, 2))
+        cell = row * w + column
         whole = h * w == len(places) and bool((cell[1:] > cell[:-1]).all())
         views.append(View(places, h, w) if whole else View(places, 1, len(places)))
     return views, newline.nonzero().squeeze(1)
+
+
+def _ranks(values: Tensor) -> tuple[int, Tensor]:
+    """How many different values there are, and the rank of each of them."""
+    found, rank = values.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    return len(found), rank
 
 
 def columns_per_band(h: int, w: int, k: int) -> list[int]:

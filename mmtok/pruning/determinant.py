@@ -54,7 +54,8 @@ def _direction(row: Tensor, basis: Tensor) -> Tensor:
     """The unit vector of `row` (D,) outside the span of orthonormal `basis` (s, D)."""
     for _ in range(2):  # once leaves rounding errors of the size of what is subtracted
         row = row - basis.T @ (basis @ row)
-    return row / row.norm()
+    direction: Tensor = row / row.norm()
+    return direction
 
 
 def determinant_flops(n: int, k: int, width: int) -> int:
