@@ -88,7 +88,8 @@ def runs(x: VisualTokens, asked: Query, names: list[str], keep: float) -> dict[s
     features = x.features[0]
     out: dict[str, Any] = {PRODUCT: lambda: features @ features.T}
     for name in names:
-        out[name] = partial(build(f"{name}(keep={keep})")[0].select, x, asked)
+        reducer = build(f"{name}(keep={keep})")[0]
+        out[name] = lambda reducer=reducer: reducer.select(x, asked).apply(x.features)
     return out
 
 
@@ -173,8 +174,8 @@ def page(
     ratios += [[n, f"{t:.1f}", f"{t / search[PRODUCT]:.2f}"] for n, t in search.items()]
     text = card(f"Selection: D = {args.width}, {args.keep:.0%} kept, {threads} threads")
     text += (
-        f"Median of {args.repeats} runs in turns, of `select` alone: one picture or clip in frames "
-        f"of {SIDE} x {SIDE}, {TEXT} words of text, fp32. MiB is the peak above what is held "
+        f"Median of {args.repeats} runs in turns, choosing and gathering or merging: one picture or "
+        f"clip in frames of {SIDE} x {SIDE}, {TEXT} words of text, fp32. MiB is the peak above what is held "
         "before. An exponent of 1 is growth in proportion to N, 2 in proportion to its square. "
         "`products` is the time over that of one (N, D) x (D, N) product.\n\n"
     )

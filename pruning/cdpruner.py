@@ -7,8 +7,8 @@ most likely subset of k tokens is found greedily.
 Deviations: relevance is measured behind the projector, to the embeddings of all text of the prompt,
 where the authors take CLIP's two towers. There the similarity of patches and text is inverted and
 their code flips its sign; here it is not (`compat="repo"` flips it). Extremes are those of one
-picture, not of the batch. Where the budget exceeds the rank, the most relevant of the other tokens
-fill it, where the authors choose tokens twice. No N x N matrix is formed.
+picture, not of the batch. Where the budget exceeds the rank, the choice starts anew among the other
+tokens, where the authors choose some twice. No N x N matrix is formed.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ model (`benchmarks/tokencorr.py`); other models want their own. Deviations: by d
 exact and shared out in proportion to what the crops' densities ask for (`adaptive=True`: just
 that, at most `keep`); attention and keys are those of the tower's last layer alone, where the
 authors also look at earlier layers. Crops are the tiles or views the model hands over; a newline
-token has no key, counts as redundant and joins nothing. Keys are compared in blocks: no N x N
-matrix.
+token has no key, counts as redundant and joins nothing. Cost: N² Dk in blocks, no N x N matrix; all
+keys are compared, though only pairs of one crop count, so that the cost follows from N alone.
 """
 
 from __future__ import annotations

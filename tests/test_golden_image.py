@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmtok.pruning import CDPruner, PruMerge, Query, VisualTokens
+from mmtok.pruning import CDPruner, PruMerge
 from mmtok.pruning.blocks import View, pooled
+from mmtok.pruning.determinant import greedy_determinant
 from mmtok.pruning.methods.quota import sample
 from mmtok.pruning.rank import apportion
 from tests.test_golden import cases, known, pytestmark  # noqa: F401 (the mark skips this file too)
@@ -14,8 +15,6 @@ from tests.test_golden import cases, known, pytestmark  # noqa: F401 (the mark s
 
 def test_cdpruner() -> None:
     """The reference compares CLIP's embeddings, so these stand in for relevance."""
-    from mmtok.pruning.determinant import greedy_determinant
-
     reducer = CDPruner(compat="repo")
     for params, tensors in cases("cdpruner"):
         text = tensors["input.text_embeds"]
@@ -28,15 +27,6 @@ def test_cdpruner() -> None:
             else:  # the reference takes its extremes over the batch
                 assert len(got.unique()) == params["T"]
                 assert float(r.max()) == pytest.approx(1, abs=1e-4)
-
-
-def test_cdpruner_as_a_whole() -> None:
-    for params, tensors in cases("cdpruner"):
-        x, text = tensors["input.image_embeds"], tensors["input.text_embeds"]
-        query = Query(embeddings=text[None], mask=torch.ones(1, len(text), dtype=torch.bool))
-        reducer = CDPruner(keep=params["T"], compat="repo")
-        got = reducer.select(VisualTokens(features=x[:1]), query).indices[0]
-        assert len(got.unique()) == params["T"]
 
 
 def test_prumerge() -> None:

@@ -17,6 +17,7 @@ from mmtok.pruning import (
     VisualTokens,
     build,
 )
+from mmtok.pruning.determinant import greedy_determinant
 from tests.test_methods import SEEDS, best, cosine, make, mean, rows
 
 
@@ -53,18 +54,25 @@ def test_cdpruner(seed: int, theta: float | None) -> None:
     assert got.tolist() == sorted(chosen)
 
 
-def test_cdpruner_beyond_the_rank_and_without_text() -> None:
-    """Seven dimensions: the eighth token and later ones are the most relevant of the rest."""
+def test_cdpruner_beyond_the_rank_starts_anew() -> None:
+    """Seven dimensions: the eighth token is the most relevant of the rest, and so on."""
     tokens, asked = make(0, 40), query(0)
-    reducer = CDPruner(keep=20)
-    wide, narrow = (CDPruner(keep=k).select(tokens, asked).indices[0].tolist() for k in (20, 7))
-    assert set(narrow) < set(wide)
-    r = reducer.relevance(asked.embeddings[0], tokens.features[0]).tolist()
-    rest = [i for i in best(r, 40) if i not in narrow]
-    assert sorted([*narrow, *rest[:13]]) == wide
-    assert len(CDPruner(keep=5).select(tokens, query(0, words=0)).indices[0]) == 5
-    none = torch.zeros(0, 7)
-    assert reducer.relevance(none, tokens.features[0]).tolist() == [1.0] * 40
+    x, r = tokens.features[0], CDPruner().relevance(asked.embeddings[0], tokens.features[0])
+    chosen = greedy_determinant(x, r, 20)
+    assert chosen.unique().numel() == 20
+    rest = [i for i in range(40) if i not in chosen[:7].tolist()]
+    assert int(chosen[7]) == max(rest, key=r.tolist().__getitem__)
+    again = torch.tensor(rest)[greedy_determinant(x[rest], r[rest], 7)]
+    assert torch.equal(chosen[7:14], again)
+
+
+def test_cdpruner_without_text_and_with_zero_vectors() -> None:
+    x = make(0, 40).features
+    assert CDPruner().relevance(torch.zeros(0, 7), x[0]).tolist() == [1.0] * 40
+    assert len(CDPruner(keep=5).select(make(0, 40), query(0, words=0)).indices[0]) == 5
+    x[0, 3:] = 0
+    got = CDPruner(keep=6).select(VisualTokens(features=x), query(0)).indices[0]
+    assert got.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def share(weights: list[float]) -> list[float]:

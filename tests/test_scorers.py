@@ -55,6 +55,10 @@ def test_a_model_scores_frames_and_the_ledger_shows_it() -> None:
     assert counted.by_stage["reduce.score"] == counted.total > 0
 
 
+def ids(texts: list[str]) -> torch.Tensor:
+    return torch.tensor([len(text) for text in texts])
+
+
 def test_clip_scores_rank_by_cosine() -> None:
     class Fake:
         def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -65,7 +69,7 @@ def test_clip_scores_rank_by_cosine() -> None:
 
     vectors = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]), torch.tensor([3.0, 3.0])]
     frames = list(range(3))
-    got = clip_scores(Fake(), vectors.__getitem__, len, frames, "what?")  # type: ignore[arg-type]
+    got = clip_scores(Fake(), vectors.__getitem__, ids, frames, "what?")  # type: ignore[arg-type]
     assert got == pytest.approx([1.0, 0.0, 0.5**0.5])
-    same = clip_scores(Fake(), vectors.__getitem__, len, [0, 0], "what?")  # type: ignore[list-item]
+    same = clip_scores(Fake(), vectors.__getitem__, ids, [0, 0], "what?")  # type: ignore[list-item]
     assert same == [1.0, 1.0]

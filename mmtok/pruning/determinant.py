@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from mmtok.pruning.greedy import unit
-from mmtok.pruning.rank import top
 
 # Where what is left of every token falls below this share of the longest, the rank is exhausted.
 EXHAUSTED = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -17,8 +16,8 @@ def greedy_determinant(x: Tensor, quality: Tensor, k: int) -> Tensor:
 
     L is the Gram matrix of the rows q_i x_i / |x_i|, so a token's gain is its squared distance from
     the span of those chosen. One direction is taken out of that distance per step: O(NkD + k²D)
-    time and O(N + kD) memory, no N x N matrix. Once nothing is left outside the span, the rest of
-    the budget goes to the highest quality. Ties go to the lower index.
+    time and O(N + kD) memory, no N x N matrix. Once nothing is left outside the span, the choice
+    starts anew among the tokens that remain. Ties go to the lower index.
 
     Args:
         x: (N, D) features.
@@ -29,36 +28,41 @@ def greedy_determinant(x: Tensor, quality: Tensor, k: int) -> Tensor:
         (k,) int64 in the order of choice.
     """
     x = unit(x)
-    quality = quality.to(x)
-    x = x * quality[:, None]
-    left = x.square().sum(1)
-    floor = EXHAUSTED[x.dtype] * float(left.max())
-    basis = x.new_zeros(min(k - 1, x.shape[1]), x.shape[1])
-    chosen: list[int] = []
-    while len(chosen) < k:
+    x = x * quality.to(x)[:, None]
+    whole = x.square().sum(1)  # of tokens not yet chosen
+    # Rows that are not in use are zero: they change nothing, and the cost is known beforehand.
+    basis = x.new_zeros(_rank(k, x.shape[1]), x.shape[1])
+    chosen = torch.empty(k, dtype=torch.int64, device=x.device)
+    left, floor, used = whole.clone(), -torch.inf, 0
+    for step in range(k):
         best = int(left.argmax())
-        if float(left[best]) <= floor:
-            break
-        step = len(chosen)
-        chosen.append(best)
-        left[best] = -torch.inf
-        if step < len(basis):
-            basis[step] = _direction(x[best], basis[:step])
-            left -= (x @ basis[step]).square()
-    taken = torch.tensor(chosen, dtype=torch.int64, device=x.device)
-    rest = top(quality.index_fill(0, taken, -torch.inf), k - len(chosen))
-    return torch.cat([taken, rest])
+        if used in (0, x.shape[1]) or float(left[best]) <= floor:
+            basis.zero_()
+            left, used = whole.clone(), 0
+            best = int(left.argmax())
+            floor = EXHAUSTED[x.dtype] * float(left[best])
+        chosen[step] = best
+        left[best] = whole[best] = -torch.inf
+        if step < k - 1:
+            direction = _direction(x[best], basis)
+            left -= (x @ direction).square()
+            basis[used] = direction
+            used += 1
+    return chosen
 
 
 def _direction(row: Tensor, basis: Tensor) -> Tensor:
-    """The unit vector of `row` (D,) outside the span of orthonormal `basis` (s, D)."""
+    """The unit vector of `row` (D,) outside the span of orthonormal `basis` (R, D); or zero."""
     for _ in range(2):  # once leaves rounding errors of the size of what is subtracted
         row = row - basis.T @ (basis @ row)
-    direction: Tensor = row / row.norm()
+    direction: Tensor = row / row.norm().clamp_min(torch.finfo(row.dtype).tiny)
     return direction
 
 
+def _rank(k: int, width: int) -> int:
+    return min(max(k - 1, 1), width)
+
+
 def determinant_flops(n: int, k: int, width: int) -> int:
-    """Floating point operations of `greedy_determinant`; an upper bound where rank runs out."""
-    steps = min(k - 1, width)
-    return 2 * n * width * steps + 8 * width * (steps * (steps - 1) // 2)
+    """Floating point operations of `greedy_determinant`, 1 multiply-accumulate = 2."""
+    return (k - 1) * (2 * n * width + 8 * _rank(k, width) * width)

@@ -120,6 +120,7 @@ def clip_scores(
     frames: Sequence[Image],
     question: str,
     *,
+    device: torch.device | str = "cpu",
     meter: Meter | None = None,
 ) -> list[float]:
     """Cosine of every frame to the question by a CLIP model, brought to [0, 1] over the frames.
@@ -131,12 +132,14 @@ def clip_scores(
         tokenizer: list of strings -> (1, T) ids.
         frames: PIL frames, one per score.
         question: what the clip is asked.
+        device: where the model is.
         meter: told that the stage "reduce.score" runs.
     """
     with torch.inference_mode(), meter.stage("reduce.score") if meter else nullcontext():
-        pixels = torch.stack([preprocess(frame) for frame in frames])
+        pixels = torch.stack([preprocess(frame) for frame in frames]).to(device)
+        words = tokenizer([question]).to(device)
         seen = torch.nn.functional.normalize(model.encode_image(pixels).float(), dim=-1)
-        asked = torch.nn.functional.normalize(model.encode_text(tokenizer([question])).float())
+        asked = torch.nn.functional.normalize(model.encode_text(words).float(), dim=-1)
         cosine = (seen @ asked.T).squeeze(1)
     low, high = cosine.min(), cosine.max()
     if high <= low:
