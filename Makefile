@@ -41,6 +41,7 @@ bench:
 	$(BIN)/python benchmarks/keep_all.py
 	$(BIN)/python benchmarks/prefill.py
 	$(BIN)/python benchmarks/scenes.py
+	$(BIN)/python benchmarks/selection.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -174,9 +174,9 @@ def page(
     ratios += [[n, f"{t:.1f}", f"{t / search[PRODUCT]:.2f}"] for n, t in search.items()]
     text = card(f"Selection: D = {args.width}, {args.keep:.0%} kept, {threads} threads")
     text += (
-        f"Median of {args.repeats} runs in turns, choosing and gathering or merging: one picture or "
-        f"clip in frames of {SIDE} x {SIDE}, {TEXT} words of text, fp32. MiB is the peak above what is held "
-        "before. An exponent of 1 is growth in proportion to N, 2 in proportion to its square. "
+        f"Median of {args.repeats} runs in turns, choosing and gathering or merging: one picture "
+        f"or clip in frames of {SIDE} x {SIDE}, {TEXT} words of text, fp32. MiB is the peak above "
+        "what is held before. An exponent of 1 is growth in proportion to N, 2 to its square. "
         "`products` is the time over that of one (N, D) x (D, N) product.\n\n"
     )
     text += markdown(table)
