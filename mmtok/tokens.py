@@ -21,7 +21,8 @@ class VisualTokens:
     Attributes:
         features: (B, N, D) floating point, in the width the language model reads.
         mask: (B, N) bool, True where a token exists. Default: all.
-        position: (B, N, 3) int64, (t, h, w) cell of each token. Default: (0, 0, n).
+        position: (B, N, 3) int64, (t, h, w) cell of each token. Default: (0, 0, n),
+            padding not counted.
         grid: (B, 3) int64, frames, rows and columns. Default: (1, 1, valid tokens).
         cls_attention: (B, N) attention of the encoder's CLS token to each patch, or None.
         keys: (B, N, Dk) keys of the encoder's last attention layer, or None.
@@ -54,7 +55,7 @@ class VisualTokens:
         if self.mask is None:
             fill(self, "mask", torch.ones(b, n, dtype=torch.bool, device=x.device))
         if self.position is None:
-            column = torch.arange(n, device=x.device).expand(b, n)
+            column = (self.mask.cumsum(1) - 1).clamp_min(0)
             zero = torch.zeros_like(column)
             fill(self, "position", torch.stack([zero, zero, column], dim=-1))
         if self.grid is None:

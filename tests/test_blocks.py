@@ -54,6 +54,21 @@ def test_newline_tokens_leave_first(reducer: type) -> None:
     assert not newline & set(reducer(keep=10).select(tokens, asked).indices[0].tolist())
 
 
+@pytest.mark.parametrize("reducer", [Pool, Grid, QuoTA])
+def test_newline_tokens_alone_and_padding_on_the_left(reducer: type) -> None:
+    lines = VisualTokens(
+        features=torch.randn(1, 3, 4),
+        position=torch.tensor([[[0, 0, 2], [0, 1, 2], [0, 2, 2]]]),
+        grid=torch.tensor([[1, 3, 2]]),
+    )
+    asked = query(0, width=4)
+    assert len(reducer(keep=2).select(lines, asked).indices[0]) == 2
+    x = torch.randn(1, 10, 4)
+    plain = reducer(keep=4).select(VisualTokens(features=x[:, 3:]), asked).indices[0]
+    padded = VisualTokens(features=x, mask=torch.arange(10)[None] >= 3)
+    assert torch.equal(reducer(keep=4).select(padded, asked).indices[0] - 3, plain)
+
+
 def test_fps_keeps_whole_frames() -> None:
     x = torch.randn(1, 48, 4)
     tokens = VisualTokens(features=x, position=cells(8, 2, 3)[None])

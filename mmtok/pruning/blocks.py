@@ -32,7 +32,7 @@ def split_views(tokens: VisualTokens, item: int, valid: Tensor) -> tuple[list[Vi
     """The views of one item, and the places of its newline tokens.
 
     A newline token stands right of the last column. A view that has lost cells to an earlier
-    reducer counts as one row.
+    reducer counts as one row, and so do newline tokens alone.
 
     Args:
         tokens: with `position`, `grid` and `overview`.
@@ -43,6 +43,8 @@ def split_views(tokens: VisualTokens, item: int, valid: Tensor) -> tuple[list[Vi
     newline = position[:, 2] >= tokens.grid[item, 2]
     if tokens.overview is not None:  # it may be wider than the picture
         newline &= ~tokens.overview[item, valid]
+    if bool(newline.all()):  # all that an earlier reducer left
+        newline = torch.zeros_like(newline)
     picture = (~newline).nonzero().squeeze(1)
     views = []
     for frame in split_frames(position[picture]):
