@@ -60,7 +60,7 @@ class PruMerge(Reducer):
             raise InputError(f"prumerge: neighbours must be an int >= 0, got {count!r}")
         if self.compat not in ("paper", "repo"):
             raise InputError(f"prumerge: compat must be 'paper' or 'repo', got {self.compat!r}")
-        if self.adaptive:
+        if self.adaptive:  # an option decides what the class declares for other methods
             object.__setattr__(self, "budget", "threshold")
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:

@@ -59,7 +59,7 @@ class TokenCorr(Reducer):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not low <= value <= 1:
                 raise InputError(f"tokencorr: {name} must be a number in [{low}, 1], got {value!r}")
-        if self.adaptive:
+        if self.adaptive:  # an option decides what the class declares for other methods
             object.__setattr__(self, "budget", "threshold")
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:

@@ -135,10 +135,9 @@ class Neighbours:
         """(n,) similarity of each of `tokens` to the most similar of `others`."""
         there = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
         there[others] = True
-        hit = there[self.place[tokens]]
-        first = hit.int().argmax(1, keepdim=True)
-        best = self.value[tokens].gather(1, first).squeeze(1)
-        missed = tokens[~hit.any(1)]
-        if len(missed):  # none of those listed is among the others: look at all of them
-            best[~hit.any(1)] = (self.x[missed] @ self.x[others].T).amax(1)
+        found = self.value[tokens].masked_fill_(~there[self.place[tokens]], -torch.inf)
+        best = found.amax(1)
+        lost = (best == -torch.inf).nonzero().squeeze(1)
+        if len(lost):  # none of those listed is among the others: look at all of them
+            best[lost] = (self.x[tokens[lost]] @ self.x[others].T).amax(1)
         return best

@@ -9,7 +9,7 @@ import torch
 
 from mmtok import InputError
 from mmtok.models.families import cells
-from mmtok.pruning import FPS, Grid, Pool, QuoTA, VisualTokens
+from mmtok.pruning import FPS, Grid, Pool, QuoTA, VisualTokens, build
 from mmtok.pruning.blocks import columns_per_band, pooled
 from tests.test_image_methods import anyres, query
 from tests.test_methods import SEEDS, best, cosine, mean, rows
@@ -111,6 +111,8 @@ def test_quota_takes_given_scores() -> None:
     assert counts([1.0, 0.5, 0.0, 0.0], 20) == [12, 8, 0, 0]  # 16 : 4, and no frame above 12
     assert counts([1.0, 0.0, 0.0, 0.0], 20) == [12, 3, 3, 2]
     assert counts([0, 0, 0, 0], 10) == [3, 3, 2, 2]
+    given = QuoTA(scorer=[1, 0.5])  # type: ignore[arg-type]
+    assert build(given.spec) == [given]
     with pytest.raises(InputError, match="3 scores for a clip of 4 frames"):
         counts([1.0, 0.5, 0.2], 10)
     with pytest.raises(InputError, match="needs a query"):

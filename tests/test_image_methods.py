@@ -66,6 +66,14 @@ def test_cdpruner_beyond_the_rank_starts_anew() -> None:
     assert torch.equal(chosen[7:14], again)
 
 
+def test_cdpruner_does_not_read_the_order_of_tokens() -> None:
+    tokens, asked = make(3, 40), query(3)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    mixed = VisualTokens(features=tokens.features[:, order])
+    got = order[CDPruner(keep=6).select(mixed, asked).indices[0]].sort().values
+    assert torch.equal(got, CDPruner(keep=6).select(tokens, asked).indices[0])
+
+
 def test_cdpruner_without_text_and_with_zero_vectors() -> None:
     x = make(0, 40).features
     assert CDPruner().relevance(torch.zeros(0, 7), x[0]).tolist() == [1.0] * 40

@@ -41,7 +41,7 @@ class Reducer:
     Attributes:
         needs: what the method cannot work without, of {"cls_attention", "keys", "query"}.
         wants: what it uses where the model has it.
-        budget: "exact", or "threshold" where the count depends on content.
+        budget: "exact", or "threshold" where content decides the count and `keep` is the most.
         keep: tokens kept per image or video: an int, or a float in (0, 1] for a share of them,
             rounded half up and at least one. `keep=1` is one token; with `keep=1.0` the method is
             not even asked.
