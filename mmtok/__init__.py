@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmtok.accounting.ledger import Ledger
     from mmtok.accounting.plan import plan
+    from mmtok.codes import Codebook, Codes
     from mmtok.errors import InputError
     from mmtok.models.encoders import load_encoder
     from mmtok.models.load import load
     from mmtok.models.lvlm import LVLM
     from mmtok.models.reduced import reduced
     from mmtok.pipeline import Pipeline, Result
-    from mmtok.tokens import Codes, Query, Selection, VisualTokens
+    from mmtok.tokens import Query, Selection, VisualTokens
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Codes": "mmtok.tokens",
+    "Codebook": "mmtok.codes",
+    "Codes": "mmtok.codes",
     "InputError": "mmtok.errors",
     "LVLM": "mmtok.models.lvlm",
     "Ledger": "mmtok.accounting.ledger",
@@ -39,6 +41,7 @@ _EXPORTS = {
 
 __all__ = [
     "LVLM",
+    "Codebook",
     "Codes",
     "InputError",
     "Ledger",

@@ -1,12 +1,11 @@
-"""The objects that flow through a pipeline: VisualTokens, Query, Selection, Codes.
+"""The objects that flow through a pipeline: VisualTokens, Query, Selection; Codes is in codes.py.
 
 Shapes: B items, N tokens (padded), D width, T text tokens. One item is one image or one video.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -145,23 +144,6 @@ class Selection:
             merged.index_add_(0, slot, x[source].float() * weight[:, None].float())
             out.append(merged.to(x.dtype))
         return out
-
-
-@dataclass(frozen=True, kw_only=True)
-class Codes:
-    """Discrete tokens of B items, with all a decoder needs to restore the media.
-
-    Attributes:
-        ids: B int64 tensors, ragged.
-        codebook: size(s) and kind of the codebook, as plain numbers and strings.
-        meta: grid, fps, sample rate, original length and the like, as plain values.
-        tokenizer_hash: identifies the weights that made the codes.
-    """
-
-    ids: list[Tensor]
-    codebook: dict[str, Any]
-    tokenizer_hash: str
-    meta: dict[str, Any] = field(default_factory=dict)
 
 
 def pad_indices(indices: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

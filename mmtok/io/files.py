@@ -1,8 +1,10 @@
-"""What every reader checks first: the path names a file that is there, readable and not empty."""
+"""What every reader checks first, and how every writer ends: whole files only."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -44,3 +46,23 @@ def reason(error: BaseException) -> str:
         return str(said)
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+@contextmanager
+def replacing(path: str | PathLike[str]) -> Iterator[Path]:
+    """A path beside `path` with the same extension; what is written there takes its place.
+
+    The file appears whole, once the block has ended; if it raises, nothing is left behind.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    file = Path(path)
+    beside = file.with_name(f".{os.getpid()}.{file.name}")
+    try:
+        yield beside
+        beside.replace(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({reason(error)})") from None
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""What a tokenizer is: media in, `Codes` out, and back.
+
+Media are floating point tensors: pictures (3, H, W) and clips (T, 3, H, W) in [0, 1], recordings
+(C, S) in [-1, 1] at the tokenizer's sample rate. Items of a batch may differ in size. Items of one
+shape may run together; by default each runs alone, so that a batch gives exactly the ids its items
+give one by one, down to the last near-tie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from mmtok.codes import Codebook, Codes, check_shape
+from mmtok.errors import InputError
+
+# Fields that say where weights come from or run, not which ids come out: the weights do that.
+_NOT_IDENTITY = ("weights", "seed", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taxonomy:
+    """The five properties by which codecs are compared (arXiv 2506.10274).
+
+    Attributes:
+        coder: encoder and decoder: "cnn", "cnn+rnn", "transformer", "none" ...
+        quantiser: "vq", "rvq", "fsq", "grouped-lfq", "scalar" ...
+        training: "joint", "separate" or "none", with auxiliary objectives after a plus.
+        streamable: whether codes leave before the media has ended.
+        domain: what it was made for: "image", "video", "speech", "music", "general" ...
+    """
+
+    coder: str
+    quantiser: str
+    training: str
+    streamable: bool
+    domain: str
+
+
+class Stream(Protocol):
+    """Encodes (or decodes) one item piece by piece; what comes out adds up to the whole."""
+
+    def push(self, chunk: Tensor) -> Tensor:
+        """What this chunk completes: ids (k, Q) when encoding, media when decoding; may be empty.
+
+        Chunks are cut along time: (t, 3, H, W) of a clip, (C, s) of a recording.
+        """
+
+    def finish(self) -> Tensor:
+        """What is left, once the media has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer(ABC):
+    """Turns media into discrete tokens and back.
+
+    Attributes:
+        modalities: what it takes, of "image", "video", "audio".
+        taxonomy: its kind, for tables.
+        causal: the codes of a beginning are the beginning of the codes.
+        nested: made so that fewer tokens give the same media with less detail.
+        adaptive: chooses by itself how many tokens an item gets.
+        sample_rate: Hz of the recordings it takes, None for pictures and clips.
+    """
+
+    modalities: ClassVar[tuple[str, ...]]
+    taxonomy: ClassVar[Taxonomy]
+    causal: ClassVar[bool] = False
+    nested: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+    sample_rate: ClassVar[int | None] = None
+
+    @property
+    @abstractmethod
+    def codebook(self) -> Codebook:
+        """The Q codebooks a token draws its ids from."""
+
+    @abstractmethod
+    def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Token grid of media of this shape; its product is the number of tokens.
+
+        Raises:
+            InputError: media of that shape are not taken.
+        """
+
+    @abstractmethod
+    def encode_batch(self, media: Tensor) -> Tensor | list[Tensor]:
+        """Ids of (B, *shape): (B, K, Q) int64, or B of (K_b, Q) where K depends on content."""
+
+    @abstractmethod
+    def decode_batch(self, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Media (B, *shape) from ids (B, k, Q): the first k tokens of the grid, maybe not all."""
+
+    def encoder_state(self) -> Stream:
+        """A new stream that encodes one item piece by piece.
+
+        Raises:
+            InputError: the tokenizer needs the whole item.
+        """
+        raise InputError(f"{self.name} does not stream: it needs the whole item to encode it")
+
+    def decoder_state(self) -> Stream:
+        """A new stream that decodes one item piece by piece.
+
+        Raises:
+            InputError: the tokenizer needs all codes.
+        """
+        raise InputError(f"{self.name} does not stream: it needs all codes to decode them")
+
+    def state(self) -> Mapping[str, Tensor]:
+        """The weights that decide which ids come out, by name."""
+        return {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs: that of its weights."""
+        return next((weight.device for weight in self.state().values()), torch.device("cpu"))
+
+    @property
+    def name(self) -> str:
+        """The registered name: the stem of the file the class stands in."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def spec(self) -> str:
+        """What builds this object again; its weights have to be named anew.
+
+        Where weights lie is nobody's business who gets the codes, so that is left out.
+        """
+        said = [f for f in fields(self) if f.name not in ("weights", "device")]
+        changed = [f for f in said if getattr(self, f.name) != f.default]
+        arguments = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in changed)
+        return f"{self.name}({arguments})" if arguments else self.name
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 of name, settings and weights: codes are decoded by what made them alone."""
+        said = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_IDENTITY}
+        return digest({"name": self.name, **said}, self.state())
+
+    @torch.no_grad()
+    def encode(
+        self, media: Sequence[Tensor], *, max_tokens: int | None = None, batch_size: int = 1
+    ) -> Codes:
+        """The codes of a batch.
+
+        Args:
+            media: floating point (3, H, W), (T, 3, H, W) or (C, S), of any sizes.
+            max_tokens: keep at most so many tokens of each item, the first ones.
+            batch_size: items of one shape that run together. Above 1, an id whose two nearest
+                entries lie as near as float rounding may differ from that of the item alone.
+
+        Raises:
+            InputError: media of a kind or size that is not taken, or with NaN or infinite values.
+        """
+        items = self._check_media(media)
+        shapes = [tuple(item.shape) for item in items]
+        ids: list[Tensor] = [torch.empty(0)] * len(items)
+        for group in batches(shapes, batch_size):
+            made = self.encode_batch(torch.stack([items[i] for i in group]))
+            for i, row in zip(group, made, strict=True):
+                ids[i] = row
+        codes = Codes(
+            ids=ids,
+            codebook=self.codebook,
+            tokenizer=self.spec,
+            tokenizer_hash=self.tokenizer_hash,
+            shapes=shapes,
+            grids=[self.grid(shape) for shape in shapes],
+            meta={} if self.sample_rate is None else {"sample_rate": self.sample_rate},
+        )
+        return codes if max_tokens is None else codes.trim(max_tokens)
+
+    @torch.no_grad()
+    def decode(self, codes: Codes, *, batch_size: int = 1) -> list[Tensor]:
+        """Media of the original shapes, also from codes that were trimmed.
+
+        Raises:
+            InputError: codes of another tokenizer or of other weights, or an item without tokens.
+        """
+        self._check_codes(codes)
+        keys = list(zip(codes.shapes, codes.counts, strict=True))
+        media: list[Tensor] = [torch.empty(0)] * len(keys)
+        for group in batches(keys, batch_size):
+            shape = codes.shapes[group[0]]
+            made = self.decode_batch(
+                torch.stack([codes.ids[i].to(self.device) for i in group]), shape
+            )
+            for i, item in zip(group, made, strict=True):
+                media[i] = item
+        return media
+
+    def _check_media(self, media: Sequence[Tensor]) -> list[Tensor]:
+        if isinstance(media, Tensor) or not all(isinstance(item, Tensor) for item in media):
+            raise InputError(f"{self.name} takes a list of tensors, one per item")
+        for place, item in enumerate(media):
+            kind = check_shape(tuple(item.shape))
+            if kind not in self.modalities:
+                raise InputError(
+                    f"{self.name} takes {' and '.join(self.modalities)}, item {place} is {kind}"
+                )
+            if not item.is_floating_point() or not bool(torch.isfinite(item).all()):
+                raise InputError(f"item {place} must hold finite floating point values")
+            self.grid(tuple(item.shape))
+        return [item.to(self.device, torch.float32) for item in media]
+
+    def _check_codes(self, codes: Codes) -> None:
+        if codes.tokenizer_hash != self.tokenizer_hash:
+            raise InputError(
+                f"these codes were made by {codes.tokenizer} ({codes.tokenizer_hash[:12]}), not by "
+                f"{self.spec} with these weights ({self.tokenizer_hash[:12]})"
+            )
+        if codes.codebook != self.codebook:
+            raise InputError(f"these codes use another codebook than {self.spec}")
+        if codes.positions is not None:
+            raise InputError(f"{self.name} decodes the first tokens of an item, not any of them")
+        for place, (shape, grid) in enumerate(zip(codes.shapes, codes.grids, strict=True)):
+            if check_shape(shape) not in self.modalities or self.grid(shape) != grid:
+                raise InputError(f"item {place}: {shape} does not have a token grid of {grid}")
+            if not len(codes.ids[place]):
+                raise InputError(f"item {place} has no tokens")
+
+
+def batches(keys: Sequence[Any], size: int) -> Iterator[list[int]]:
+    """Places of equal keys, at most `size` at a time.
+
+    Raises:
+        InputError: size is below 1.
+    """
+    if size < 1:
+        raise InputError(f"batch_size must be at least 1, got {size}")
+    places: dict[Any, list[int]] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    for same in places.values():
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
+
+
+def digest(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of settings (plain values) and of weights: names, types, shapes and values."""
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, weight in sorted(weights.items()):
+        data = weight.detach().cpu().contiguous()
+        found.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
+        found.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
