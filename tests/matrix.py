@@ -1,7 +1,7 @@
-"""The test matrix: one row per reducer. Adding a method means adding its row here.
+"""The test matrix: one row per reducer and tokenizer. Adding a method means adding its row here.
 
-A row gives specs that cover the method's options, with `{keep}` where the budget goes, and the
-families it refuses with a reason.
+A reducer's row gives specs that cover the method's options, with `{keep}` where the budget goes,
+and the families it refuses with a reason. A tokenizer's row gives specs and shapes of media.
 """
 
 from __future__ import annotations
@@ -75,3 +75,14 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
 
 SPECS = [spec for specs, _ in REDUCERS.values() for spec in specs]
 SELECTORS = [spec for spec in SPECS if not spec.startswith(("downsample", "fastv"))]
+
+# Odd sizes on purpose: what does not divide is filled up, and cut back when decoding.
+PICTURES = ((3, 37, 23), (3, 16, 16), (3, 1, 50))
+CLIPS = ((5, 3, 20, 18), (1, 3, 9, 33))
+
+TOKENIZERS: dict[str, tuple[list[str], tuple[tuple[int, ...], ...]]] = {
+    "patchify": (
+        ["patchify", "patchify(patch=1)", "patchify(patch=5, frames=2, levels=7)"],
+        PICTURES + CLIPS,
+    ),
+}

@@ -213,7 +213,7 @@ def test_golden_grouped_lfq() -> None:
         done = GroupedLFQ(groups, bits, entropy=1, commitment=0)(x)
         assert done.loss.item() == pytest.approx(float(values["entropy_loss"]), abs=1e-4)
         # The softmax of the reference rounds logits of several hundred in float32, which puts its
-        # gradient up to 9e-6 off the definition in float64; ours is within 1e-7 of that.
+        # gradient up to 9e-6 off the definition in float64; ours is within 3e-6 of that.
         grad = torch.autograd.grad(done.loss, x)[0]
         assert torch.allclose(grad, flat["grad_entropy"], rtol=1e-3, atol=1e-5)
         grad = torch.autograd.grad(GroupedLFQ(groups, bits, entropy=0, commitment=1)(x).loss, x)[0]

@@ -57,6 +57,11 @@ class Patchify(Tokenizer):
         """One id for each value of a patch, in the order (frame, row, column, colour)."""
         return Codebook(kind="scalar", sizes=(self.levels,) * (3 * self.frames * self.patch**2))
 
+    @property
+    def time_stride(self) -> int:
+        """Frames of one span."""
+        return self.frames
+
     def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """(rows, columns) of patches, before them the number of spans in a clip."""
         if shape[-3] != 3:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -22,11 +22,8 @@ from torch import Tensor
 from mmtok.codes import Codebook, Codes, check_shape
 from mmtok.errors import InputError
 
-# Fields that say where weights come from or run, not which ids come out: the weights do that.
-_NOT_IDENTITY = ("weights", "seed", "device")
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Taxonomy:
     """The five properties by which codecs are compared (arXiv 2506.10274).
 
@@ -65,7 +62,8 @@ class Tokenizer(ABC):
     Attributes:
         modalities: what it takes, of "image", "video", "audio".
         taxonomy: its kind, for tables.
-        causal: the codes of a beginning are the beginning of the codes.
+        causal: the codes of a beginning are the beginning of the codes, where it ends with a
+            token: at `time_start` frames or samples and every `time_stride` after that.
         nested: made so that fewer tokens give the same media with less detail.
         adaptive: chooses by itself how many tokens an item gets.
         sample_rate: Hz of the recordings it takes, None for pictures and clips.
@@ -77,6 +75,16 @@ class Tokenizer(ABC):
     nested: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     sample_rate: ClassVar[int | None] = None
+
+    @property
+    def time_stride(self) -> int:
+        """Frames or samples that one step of tokens adds, in a causal tokenizer."""
+        return 1
+
+    @property
+    def time_start(self) -> int:
+        """Frames or samples that the first step of tokens takes."""
+        return self.time_stride
 
     @property
     @abstractmethod
@@ -115,9 +123,17 @@ class Tokenizer(ABC):
         """
         raise InputError(f"{self.name} does not stream: it needs all codes to decode them")
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide, together with the weights, which ids come out."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
     def state(self) -> Mapping[str, Tensor]:
         """The weights that decide which ids come out, by name."""
         return {}
+
+    def to(self, device: torch.device | str) -> Self:
+        """The tokenizer itself, its weights moved to a device."""
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +151,7 @@ class Tokenizer(ABC):
 
         Where weights lie is nobody's business who gets the codes, so that is left out.
         """
-        said = [f for f in fields(self) if f.name not in ("weights", "device")]
+        said = [f for f in fields(self) if f.name != "weights"]
         changed = [f for f in said if getattr(self, f.name) != f.default]
         arguments = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in changed)
         return f"{self.name}({arguments})" if arguments else self.name
@@ -143,8 +159,7 @@ class Tokenizer(ABC):
     @cached_property
     def tokenizer_hash(self) -> str:
         """SHA-256 of name, settings and weights: codes are decoded by what made them alone."""
-        said = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_IDENTITY}
-        return digest({"name": self.name, **said}, self.state())
+        return digest({"name": self.name, **self.identity()}, self.state())
 
     @torch.no_grad()
     def encode(

@@ -1,0 +1,188 @@
+"""Tokenizers with weights: built from a closed configuration, filled from a file or at random.
+
+Published weights are read as plain tensors: safetensors, or pickles through `weights_only`, which
+refuses code. Every name and shape has to fit; what a checkpoint holds besides is dropped by name.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mmtok.errors import InputError
+from mmtok.io.files import check_file, reason
+
+Config = TypeVar("Config")
+
+_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+_EXPECTED = "weights as .safetensors, .ckpt, .pt, .pth or .bin"
+
+
+class Networked:
+    """What a `Tokenizer` with weights adds; put it before `Tokenizer` among the base classes.
+
+    The class has the fields `weights` (a folder, a file or a hub id; None: random ones) and `seed`.
+    """
+
+    weights: str | None
+    seed: int
+
+    @property
+    @abstractmethod
+    def config(self) -> Any:
+        """The configuration, a dataclass of plain values."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network of `config`, freshly initialised."""
+
+    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of `build`'s network from those of a published checkpoint."""
+        return state
+
+    @cached_property
+    def network(self) -> Any:
+        """The network, filled and ready.
+
+        Raises:
+            InputError: the weights cannot be read, or do not fit the configuration.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            made = self.build()
+        if self.weights is not None:
+            file = find_weights(self.weights)
+            fill(made, self.published(read_weights(file)), str(file))
+        return made.eval().requires_grad_(False)
+
+    def identity(self) -> dict[str, Any]:
+        """The configuration; the weights are added by whoever asks."""
+        return {"config": asdict(self.config)}
+
+    def state(self) -> Mapping[str, Tensor]:
+        """The network's weights."""
+        found: Mapping[str, Tensor] = self.network.state_dict()
+        return found
+
+    def to(self, device: torch.device | str) -> Self:
+        """The tokenizer itself, its weights moved to a device."""
+        self.network.to(device)
+        return self
+
+
+def find_weights(weights: str) -> Path:
+    """The weights file of a folder, a file or a hub id.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(weights)
+    if path.is_dir():
+        found = [path / name for name in _WEIGHTS if (path / name).is_file()]
+        found += sorted(path.glob("*.ckpt"))
+        if not found:
+            raise InputError(f"{path}: no weights in this folder, expected {' or '.join(_WEIGHTS)}")
+        return found[0]
+    if path.exists() or weights.count("/") != 1:
+        return check_file(path, _EXPECTED)
+    from huggingface_hub import hf_hub_download
+
+    for name in ("config.json", *_WEIGHTS):
+        try:
+            file = hf_hub_download(weights, name)
+        except Exception as error:  # the hub's client raises whatever its transport does
+            said = error
+            continue
+        if name in _WEIGHTS:
+            return Path(file)
+    raise InputError(f"{weights}: no such file or folder, and not from the hub ({reason(said)})")
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name; nothing in it is executed.
+
+    Raises:
+        InputError: the file is damaged, or holds more than tensors in dictionaries.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(file))
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # both libraries raise whatever they trip over
+        raise InputError(f"{file}: cannot be read as weights ({reason(error)})") from None
+    for name in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
+            loaded = loaded[name]
+    if not isinstance(loaded, dict):
+        raise InputError(f"{file}: holds no dictionary of tensors")
+    return {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights into a network; names and shapes have to be exactly its own.
+
+    Raises:
+        InputError: a name is missing or too many, or a shape differs.
+    """
+    own = network.state_dict()
+    missing, more = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if state[name].shape != own[name].shape
+    ]
+    for what, names in (("missing", missing), ("not expected", more), ("of wrong shape", wrong)):
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise InputError(f"{source}: {len(names)} weights {what}: {shown}")
+    network.load_state_dict(dict(state))
+
+
+def closed(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
+    """A configuration dataclass from untrusted values: known names, types of the defaults.
+
+    Raises:
+        InputError: a value is unknown, missing, or of another type.
+    """
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    if more := sorted(values.keys() - known.keys()):
+        raise InputError(f"{source}: unknown settings {', '.join(more[:3])}")
+    made = {}
+    for name, field in known.items():
+        if name not in values:
+            if field.default is MISSING:
+                raise InputError(f"{source}: setting {name} is missing")
+            continue
+        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        plain = isinstance(value, int | float | str | bool) or (
+            isinstance(value, tuple) and all(type(item) is int for item in value)
+        )
+        if not plain or type(value).__name__ != str(field.type).split("[")[0]:
+            raise InputError(f"{source}: {name}={value!r:.40}, expected {field.type}")
+        made[name] = value
+    return kind(**made)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Raises:
+        InputError: it holds none.
+    """
+    try:
+        found = json.loads(check_file(file, "a JSON file").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: cannot be read as JSON ({reason(error)})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: holds no JSON object")
+    return found
