@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from mmtok.cli import demo, listing, plan, profile, run
+from mmtok.cli import decode, demo, encode, inspect, listing, plan, profile, run
 from mmtok.cli.output import say
 from mmtok.errors import InputError
 
@@ -42,6 +42,9 @@ app.command("plan")(plan.plan)
 app.command("profile")(profile.profile)
 app.command("list")(listing.listing)
 app.command("demo")(demo.demo)
+app.command("encode")(encode.encode)
+app.command("decode")(decode.decode)
+app.command("inspect")(inspect.inspect)
 
 
 def main(arguments: list[str] | None = None) -> int:

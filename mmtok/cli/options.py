@@ -35,3 +35,14 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the random weights of --dummy.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+CodeFiles = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help=".mmt files; folders of them.")
+]
+CodesOut = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder, or file name for one.  [default: beside each file]"),
+]
+TokenizerSpec = Annotated[
+    str, typer.Option("--tokenizer", help='Such as "patchify(patch=4)"; see `mmtok list`.')
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]

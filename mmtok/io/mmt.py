@@ -126,7 +126,7 @@ class _Opened:
             with file.open("rb") as stream:
                 length = int.from_bytes(stream.read(8), "little")
             if length > MAX_HEADER:
-                raise InputError(f"{file}: header of {length} bytes, expected {_EXPECTED}")
+                raise InputError(f"{file}: damaged or no .mmt file (header of {length} bytes)")
             self.tensors = cast(Any, safe_open(file, "np"))
             text = (self.tensors.metadata() or {}).get("mmt")
             found = {name: self._length(name) for name in self.tensors.keys()}  # noqa: SIM118

@@ -67,6 +67,7 @@ class Tokenizer(ABC):
         nested: made so that fewer tokens give the same media with less detail.
         adaptive: chooses by itself how many tokens an item gets.
         sample_rate: Hz of the recordings it takes, None for pictures and clips.
+        channels: of the recordings it takes.
     """
 
     modalities: ClassVar[tuple[str, ...]]
@@ -75,6 +76,7 @@ class Tokenizer(ABC):
     nested: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     sample_rate: ClassVar[int | None] = None
+    channels: ClassVar[int] = 1
 
     @property
     def time_stride(self) -> int:

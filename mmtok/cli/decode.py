@@ -1,0 +1,104 @@
+"""`mmtok decode`: .mmt files back to media files."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmtok.cli import options as opt
+from mmtok.cli.checks import at_least
+from mmtok.cli.items import Job, finish, make_room, plan_jobs, run_all
+from mmtok.cli.output import answer, say
+from mmtok.errors import InputError
+
+if TYPE_CHECKING:
+    from mmtok.tokenizers import Tokenizer
+
+
+def decode(
+    files: opt.CodeFiles,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="What made the codes, with its weights, if it has any."),
+    ] = None,
+    out: opt.CodesOut = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", help="Decode the first so many tokens alone.")
+    ] = None,
+    device: opt.Device = "auto",
+    overwrite: opt.Overwrite = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Turn codes back into media: name.png.mmt becomes name.png."""
+    if tokens is not None:
+        at_least("--tokens", tokens)
+    jobs = plan_jobs(files, [".mmt"], out, lambda name: name.removesuffix(".mmt"))
+    from mmtok.models.weights import pick_device
+    from mmtok.tokenizers import build
+
+    where = pick_device(device)
+
+    @cache
+    def made(spec: str) -> Tokenizer:
+        return build(spec).to(where)
+
+    def work(job: Job) -> dict[str, Any]:
+        spec = tokenizer if tokenizer is not None else _stored_spec(job.source)
+        return _decode_file(made(spec), job, tokens, overwrite)
+
+    if tokenizer is not None:
+        made(tokenizer)  # a wrong one is refused once, not for every file
+    done, failed = run_all(jobs, lambda job: job.source, work)
+    say(f"{len(done)} decoded, {len(failed)} failed")
+    if as_json:
+        answer({"items": done, "failed": failed})
+    finish(done, failed)
+
+
+def _stored_spec(path: Path) -> str:
+    """The spec a file names, if it holds numbers alone: files do not choose what is loaded.
+
+    Raises:
+        InputError: it names anything else.
+    """
+    from mmtok.io.mmt import read_header
+    from mmtok.registry import parse_spec
+
+    spec = read_header(path).tokenizer
+    name, arguments = parse_spec(spec)
+    for key, value in arguments.items():
+        word = isinstance(value, str) and value.replace("-", "").isalnum() and key != "weights"
+        if not word and not isinstance(value, int | float):
+            raise InputError(f"{path}: made by {name} with {key}={value!r:.40}: pass --tokenizer")
+    return spec
+
+
+def _decode_file(
+    tokenizer: Tokenizer, job: Job, tokens: int | None, overwrite: bool
+) -> dict[str, Any]:
+    from mmtok.codes import check_shape
+    from mmtok.io.media import SUFFIXES, save_media
+    from mmtok.io.mmt import read_codes
+
+    codes = read_codes(job.source, tokens=tokens)
+    written = []
+    for item in range(len(codes.ids)):
+        target = job.target
+        kind = check_shape(codes.shapes[item])
+        if target.suffix.lower() not in SUFFIXES[kind]:
+            target = target.with_name(target.name + SUFFIXES[kind][0])
+        if len(codes.ids) > 1:
+            target = target.with_name(f"{target.stem}-{item:04d}{target.suffix}")
+        make_room(target, overwrite)
+        save_media(tokenizer.decode(codes.item(item))[0], target, codes.meta)
+        say(f"{target}: from {codes.counts[item]} tokens")
+        written.append(str(target))
+    return {
+        "path": str(job.source),
+        "tokens": sum(codes.counts),
+        "bytes": job.source.stat().st_size,
+        "out": written[0] if len(written) == 1 else written,
+    }
