@@ -85,4 +85,6 @@ TOKENIZERS: dict[str, tuple[list[str], tuple[tuple[int, ...], ...]]] = {
         ["patchify", "patchify(patch=1)", "patchify(patch=5, frames=2, levels=7)"],
         PICTURES + CLIPS,
     ),
+    "titok": (["titok", "titok(seed=1)"], PICTURES),
+    "wetok": (["wetok", "wetok(generative=True, seed=1)"], PICTURES),
 }

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmtok.errors import InputError
 from mmtok.io.files import check_file, reason
 
-Config = TypeVar("Config")
+Kind = TypeVar("Kind")
 
 _WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _EXPECTED = "weights as .safetensors, .ckpt, .pt, .pth or .bin"
@@ -148,29 +148,21 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     network.load_state_dict(dict(state))
 
 
-def closed(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
-    """A configuration dataclass from untrusted values: known names, types of the defaults.
+def pick(
+    values: Mapping[str, Any], name: str, kind: type[Kind], source: str, default: Any = None
+) -> Kind:
+    """One value of an untrusted configuration, a whole number only within 1 .. 2^20.
 
     Raises:
-        InputError: a value is unknown, missing, or of another type.
+        InputError: it is missing and has no default, or is of another type.
     """
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    if more := sorted(values.keys() - known.keys()):
-        raise InputError(f"{source}: unknown settings {', '.join(more[:3])}")
-    made = {}
-    for name, field in known.items():
-        if name not in values:
-            if field.default is MISSING:
-                raise InputError(f"{source}: setting {name} is missing")
-            continue
-        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
-        plain = isinstance(value, int | float | str | bool) or (
-            isinstance(value, tuple) and all(type(item) is int for item in value)
-        )
-        if not plain or type(value).__name__ != str(field.type).split("[")[0]:
-            raise InputError(f"{source}: {name}={value!r:.40}, expected {field.type}")
-        made[name] = value
-    return kind(**made)
+    value = values.get(name, default)
+    fits = type(value) is kind
+    if isinstance(value, int) and kind is int:
+        fits = fits and 1 <= value <= 2**20
+    if not fits:
+        raise InputError(f"{source}: {name} is {value!r:.40}, expected {kind.__name__}")
+    return cast(Kind, value)
 
 
 def read_json(file: Path) -> dict[str, Any]:
