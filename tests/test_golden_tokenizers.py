@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
+from mmtok.tokenizers import flextok_net, flow
+from mmtok.tokenizers.flextok_net import time_embedding
 from mmtok.tokenizers.methods import titok, wetok
+from mmtok.tokenizers.quantizers import FSQ
 from mmtok.tokenizers.quantizers_lfq import GroupedLFQ
 from tests.golden import needs_golden, tokenizer_cases
 
@@ -80,3 +84,76 @@ def test_wetok() -> None:
         assert_close(network.decoder(codes), values["recon"], 1e-3)
         noisy = generative.decoder(codes, values["input.noise"])
         assert_close(noisy, values["recon_generative"], 1e-3)
+
+
+def flextok_network(config: dict[str, Any]) -> flextok_net.FlexTokConfig:
+    return flextok_net.FlexTokConfig(
+        levels=tuple(config["levels"]),
+        width=64,
+        depth=config["depth"],
+        decoder_width=64,
+        decoder_depth=config["depth"],
+        head_dim=config["head_dim"],
+        registers=config["n_registers"],
+        channels=config["latent_channels"],
+        side=config["grid"] * config["patch"],
+        patch=config["patch"],
+    )
+
+
+@torch.no_grad()
+def test_flextok_encoder() -> None:
+    config, cases = tokenizer_cases("flextok_encoder")
+    network = flextok_net.Encoder(flextok_network(config))
+    own = network.module_dict["enc_posemb_module"].posembs.clone()
+    assert_close(own, cases[0][0]["posemb"], 1e-5)
+    network.load_state_dict({k.removeprefix("encoder."): w for k, w in cases[0][1].items()})
+    fsq = FSQ(tuple(config["levels"]))
+    for values, _ in cases:
+        latent = network(values["input.vae_latents"])
+        assert_close(latent, values["latents"], 2e-5)
+        bounded = fsq.bound(values["latents"])
+        sure = ((bounded - bounded.floor() - 0.5).abs() > 1e-4).all(-1)
+        done = fsq(latent)
+        assert torch.equal(done.ids[sure][:, 0], values["tokens"][sure])
+        assert_close(done.vectors[sure], values["quants"][sure], 1e-5)
+
+
+@torch.no_grad()
+def test_flextok_decoder() -> None:
+    config, cases = tokenizer_cases("flextok_decoder")
+    network = flextok_net.Decoder(flextok_network(config))
+    network.load_state_dict({k.removeprefix("decoder."): w for k, w in cases[0][1].items()})
+    fsq = FSQ(tuple(config["levels"]))
+    values = cases[0][0]
+    assert_close(time_embedding(values["input.t"]), values["timestep_embedding"], 1e-4)
+    for (values, _), how in zip(cases, config["runs"], strict=True):
+        vectors, noise = fsq.lookup(values["input.token_ids"][..., None]), values["input.noise"]
+        with_tokens = network.condition(vectors, values["input.keep_k"])
+        without = network.condition(vectors, torch.zeros_like(values["input.keep_k"]))
+        t = torch.full((len(noise),), 0.7)
+        assert_close(network(noise, t, with_tokens), values["velocity_t0.7"], 5e-5)
+        assert_close(network(noise, t, without), values["velocity_uncond_t0.7"], 5e-5)
+        latents = flow.sample(
+            noise,
+            lambda x, t, c=with_tokens: network(x, t, c),
+            lambda x, t, c=without: network(x, t, c),
+            steps=int(values["input.steps"]),
+            scale=float(values["input.guidance_scale"]),
+            projected=bool(values["input.norm_guidance"]),
+        )
+        assert how["steps"] == int(values["input.steps"])
+        assert_close(latents, values["latents"], 2e-4, rtol=1e-4)
+
+
+def test_flextok_flow() -> None:
+    config, cases = tokenizer_cases("flextok_flow_utils")
+    guide = flow.Projected(config["scale"])
+    values = cases[1][0]
+    for step in range(3):
+        pair = (values["input.cond"][step : step + 1], values["input.uncond"][step : step + 1])
+        assert_close(guide(*pair), values["guided_sequence"][step : step + 1], 1e-5)
+    values = cases[2][0]
+    assert_close(flextok_net.sincos(4, 4, 16)[None], values["posemb_4x4"], 1e-5)
+    # Of a grid that is not square the reference swaps rows and columns; ours does not.
+    assert (flextok_net.sincos(2, 3, 16)[None] - values["posemb_2x3"]).abs().max() > 1

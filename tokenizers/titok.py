@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mmtok.codes import Codebook
 from mmtok.errors import InputError
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
-from mmtok.tokenizers.network import Networked, find_weights, pick, read_json
+from mmtok.tokenizers.network import Networked, find_weights, own_config, pick, read_json
 from mmtok.tokenizers.quantizers import NormalizedVQ
 from mmtok.tokenizers.resize import to_size
 from mmtok.tokenizers.vit import Block
@@ -84,8 +84,12 @@ class TiTok(Networked, Tokenizer):
         """
         if self.weights is None:
             return TiTokConfig()
-        file = find_weights(self.weights).with_name("config.json")
-        return published_config(read_json(file), str(file))
+        file = find_weights(self.weights)
+        own = own_config(TiTokConfig, file)
+        if own is not None:
+            return own
+        said = file.with_name("config.json")
+        return published_config(read_json(said), str(said))
 
     def build(self) -> nn.Module:
         """The network of `config`."""

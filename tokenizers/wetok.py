@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mmtok.codes import Codebook
 from mmtok.errors import InputError
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
-from mmtok.tokenizers.network import Networked
+from mmtok.tokenizers.network import Networked, find_weights, own_config
 from mmtok.tokenizers.quantizers_lfq import GroupedLFQ
 from mmtok.tokenizers.resize import to_multiple
 from mmtok.tokenizers.wetok_net import Decoder, Encoder
@@ -56,13 +56,13 @@ class WeTok(Networked, Tokenizer):
 
     Attributes:
         weights: folder, file or hub id of published weights; None: random ones.
-        ratio: of the published models, by how much they compress: 24, 48, 192 or 768; None: a small
-            model.
+        ratio: of the published models, by how much they compress: 24, 48, 192 or 768; None: what
+            mmtok's config.json beside the weights says, or a small model.
         generative: whether the decoder reads noise.
         seed: of random weights and of the noise.
 
     Raises:
-        InputError: there is no such ratio, or weights are named without one.
+        InputError: there is no such ratio.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -78,14 +78,22 @@ class WeTok(Networked, Tokenizer):
     def __post_init__(self) -> None:
         if self.ratio is not None and self.ratio not in _RATIOS:
             raise InputError(f"wetok: ratio must be one of {list(_RATIOS)}, got {self.ratio!r}")
-        if self.weights is not None and self.ratio is None:
-            raise InputError(f"wetok: say which model the weights are: ratio={list(_RATIOS)}")
 
     @cached_property
     def config(self) -> WeTokConfig:
-        """Of the published model, or a small one."""
-        made = WeTokConfig() if self.ratio is None else _RATIOS[self.ratio]
-        return replace(made, generative=self.generative)
+        """Of the published model, of mmtok's config.json, or a small one.
+
+        Raises:
+            InputError: weights are named, but not which model they are.
+        """
+        if self.ratio is not None:
+            return replace(_RATIOS[self.ratio], generative=self.generative)
+        if self.weights is None:
+            return WeTokConfig(generative=self.generative)
+        own = own_config(WeTokConfig, find_weights(self.weights))
+        if own is None:
+            raise InputError(f"wetok: say which model the weights are: ratio={list(_RATIOS)}")
+        return own
 
     def build(self) -> nn.Module:
         """The network of `config`."""
@@ -127,7 +135,7 @@ class WeTok(Networked, Tokenizer):
         vectors = F.pad(vectors, (0, 0, 0, rows * columns - ids.shape[1]))
         code = vectors.transpose(1, 2).reshape(len(ids), -1, rows, columns)
         noise = None
-        if self.generative:
+        if self.config.generative:
             generator = torch.Generator().manual_seed(self.seed)
             noise = torch.randn(code.shape[1:], generator=generator).to(code.device).expand_as(code)
         pictures: Tensor = self.network.decoder(code, noise)[..., : shape[1], : shape[2]]

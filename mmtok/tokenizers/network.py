@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from mmtok.errors import InputError
-from mmtok.io.files import check_file, reason
+from mmtok.io.files import check_file, reason, replacing
 
 Kind = TypeVar("Kind")
 
 _WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+_OWN = "mmtok"
 _EXPECTED = "weights as .safetensors, .ckpt, .pt, .pth or .bin"
 
 
@@ -71,6 +72,17 @@ class Networked:
         """The network's weights."""
         found: Mapping[str, Tensor] = self.network.state_dict()
         return found
+
+    def save(self, folder: Path) -> None:
+        """Write configuration and weights into a folder that `weights` can name."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: weight.cpu().contiguous() for name, weight in self.state().items()}
+        with replacing(folder / "model.safetensors") as beside:
+            save_file(state, beside)
+        with replacing(folder / "config.json") as beside:
+            beside.write_text(json.dumps({_OWN: asdict(self.config)}, indent=1))
 
     def to(self, device: torch.device | str) -> Self:
         """The tokenizer itself, its weights moved to a device."""
@@ -163,6 +175,45 @@ def pick(
     if not fits:
         raise InputError(f"{source}: {name} is {value!r:.40}, expected {kind.__name__}")
     return cast(Kind, value)
+
+
+def own_config(kind: type[Kind], weights: Path) -> Kind | None:
+    """The configuration that `Networked.save` wrote beside weights; None where another did.
+
+    Raises:
+        InputError: a setting is unknown, or of another type than the default.
+    """
+    file = weights.with_name("config.json")
+    if not file.is_file() or _OWN not in (values := read_json(file)):
+        return None
+    said = pick(values, _OWN, dict, str(file))
+    known: dict[str, Any] = {field.name: field.default for field in fields(cast(Any, kind))}
+    if more := sorted(said.keys() - known.keys()):
+        raise InputError(f"{file}: unknown settings {', '.join(map(str, more[:3]))}")
+    made: dict[str, Any] = {}
+    for name, default in known.items():
+        if isinstance(default, tuple):
+            items = enumerate(pick(said, name, list, str(file), list(default)))
+            made[name] = tuple(pick({name: x}, name, int, f"{file}: item {i}") for i, x in items)
+        else:
+            made[name] = pick(said, name, type(default), str(file), default)
+    return kind(**made)
+
+
+def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file, none of which is read.
+
+    Raises:
+        InputError: it is damaged, or of another format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            part = cast(Any, opened)
+            return {name: tuple(part.get_slice(name).get_shape()) for name in part.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: no safetensors file ({reason(error)})") from None
 
 
 def read_json(file: Path) -> dict[str, Any]:
