@@ -82,6 +82,7 @@ CLIPS = ((5, 3, 20, 18), (1, 3, 9, 33))
 
 TOKENIZERS: dict[str, tuple[list[str], tuple[tuple[int, ...], ...]]] = {
     "flextok": (["flextok(steps=2)", "flextok(steps=1, guidance=1.0, seed=1)"], PICTURES),
+    "hf_vq": (["hf_vq(family='janus')", "hf_vq(family='emu3', seed=1)"], PICTURES),
     "patchify": (
         ["patchify", "patchify(patch=1)", "patchify(patch=5, frames=2, levels=7)"],
         PICTURES + CLIPS,

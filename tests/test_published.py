@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmtok.errors import InputError
-from mmtok.tokenizers import FlexTok, TiTok, Tokenizer, WeTok
+from mmtok.tokenizers import HFVQ, FlexTok, TiTok, Tokenizer, WeTok
 from mmtok.tokenizers.flextok_net import FlexTokConfig
 from mmtok.tokenizers.methods import flextok, titok, wetok
 from mmtok.tokenizers.network import read_weights
@@ -179,6 +179,51 @@ def test_own_layout(kind: type[Any], tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"mmtok": said}))
         with pytest.raises(InputError, match=why):
             kind(weights=str(tmp_path)).encode(PICTURES)
+
+
+@pytest.mark.parametrize("family", ["chameleon", "emu3", "janus"])
+@pytest.mark.parametrize("whole", [True, False])
+@torch.no_grad()
+def test_hf_vq(family: str, whole: bool, tmp_path: Path) -> None:
+    """From a whole model in two files, and by itself; ids and pixels are the stock network's."""
+    stock = HFVQ(family=family, seed=5).network
+    if whole:
+        state = {f"model.vqmodel.{name}": w.clone() for name, w in stock.state_dict().items()}
+        first = dict(list(state.items())[:7])
+        rest = {name: w for name, w in state.items() if name not in first}
+        save_file(first | {"model.layers.0.x": torch.zeros(2)}, tmp_path / "a-1-of-2.safetensors")
+        save_file(rest, tmp_path / "a-2-of-2.safetensors")
+        said = {"model_type": family, "vq_config": stock.config.to_dict()}
+        (tmp_path / "config.json").write_text(json.dumps(said))
+    else:
+        stock.save_pretrained(tmp_path)
+    scale = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(scale))
+    loaded = HFVQ(family=family, weights=str(tmp_path))
+    picture = PICTURES[0][:, :8, :8]
+    codes = loaded.encode([picture])
+    ids = codes.ids[0][:, 0]
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in scale.values())
+    pixels = ((picture - mean) / std)[None]
+    if family == "janus":
+        latent = stock.quant_conv(stock.encoder(pixels))[0].flatten(1).T
+        book = torch.nn.functional.normalize(stock.quantize.embedding.weight, dim=1)
+        latent = torch.nn.functional.normalize(latent, dim=1)
+        assert torch.equal(ids, torch.cdist(latent, book).argmin(1))
+        made = stock.decode(ids[None])[0]
+    elif family == "emu3":
+        want = stock.encode(pixels, image_sizes=torch.tensor([[8, 8]])).image_tokens[0]
+        assert torch.equal(ids.view(4, 4), want)
+        made = stock.decode(ids.view(1, 4, 4))[0]
+    else:
+        assert torch.equal(ids, stock.encode(pixels).image_tokens)
+        with pytest.raises(InputError, match="no decoder"):
+            loaded.decode(codes)
+        return
+    assert torch.allclose(loaded.decode(codes)[0], (made * std + mean).clamp(0, 1), atol=1e-5)
+    other = "emu3" if family == "janus" else "janus"
+    with pytest.raises(InputError, match=f"expected {other}"):
+        HFVQ(family=other, weights=str(tmp_path)).encode([picture])
 
 
 class Bomb:

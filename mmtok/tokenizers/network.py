@@ -45,6 +45,10 @@ class Networked:
     def build(self) -> nn.Module:
         """The network of `config`, freshly initialised."""
 
+    def read(self, weights: str) -> dict[str, Tensor]:
+        """The tensors behind `weights`, by name."""
+        return read_weights(find_weights(weights))
+
     def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights of `build`'s network from those of a published checkpoint."""
         return state
@@ -60,8 +64,7 @@ class Networked:
             torch.manual_seed(self.seed)
             made = self.build()
         if self.weights is not None:
-            file = find_weights(self.weights)
-            fill(made, self.published(read_weights(file)), str(file))
+            fill(made, self.published(self.read(self.weights)), self.weights)
         return made.eval().requires_grad_(False)
 
     def identity(self) -> dict[str, Any]:
