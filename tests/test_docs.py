@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmtok.models.families import FAMILIES
+from mmtok.tokenizers import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,3 +51,15 @@ def test_every_family_is_listed():
     rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "families.md").read_text(), re.M)
     families = {name for row in rows for name in re.findall(r"`(\w+)`", row)} - {"model_type"}
     assert families == set(FAMILIES)
+
+
+def test_the_table_of_tokenizers_says_what_the_classes_say():
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs" / "tokenizers.md").read_text(), re.M
+    )
+    assert {name for name, _ in rows} == set(registry.names())
+    for name, cells in rows:
+        kind = registry.get(name).taxonomy
+        streams = "yes" if kind.streamable else "no"
+        want = [kind.coder, kind.quantiser, kind.training, streams, kind.domain]
+        assert cells.split(" | ") == want, name
