@@ -42,6 +42,8 @@ bench:
 	$(BIN)/python benchmarks/prefill.py
 	$(BIN)/python benchmarks/scenes.py
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/lfq_memory.py
+	$(BIN)/python benchmarks/codecs.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

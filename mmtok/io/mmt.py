@@ -143,7 +143,7 @@ class _Opened:
     def _length(self, name: str) -> int:
         part = self.tensors.get_slice(name)
         if part.get_dtype() != "U8" or len(part.get_shape()) != 1:
-            raise InputError(f"{self.file}: tensor {name!r} is not a row of bytes")
+            raise InputError(f"{self.file}: tensor {name!r:.40} is not a row of bytes")
         return int(part.get_shape()[0])
 
     def _compare(self, found: dict[str, int]) -> None:
@@ -152,7 +152,7 @@ class _Opened:
         if header.kept:
             expected["kept"] = sum(-(-cells(grid) // 8) for grid in header.grids) + 4
         if found != expected:
-            raise InputError(f"bytes of tensors are {found}, the header says {expected}")
+            raise InputError(f"bytes of tensors are {found!s:.100}, the header says {expected}")
 
     def codes(self, tokens: int | None) -> Codes:
         header = self.header

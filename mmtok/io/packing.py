@@ -7,6 +7,8 @@ two that number is the plain string of bits, least significant first, and is bui
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,7 @@ from mmtok.errors import InputError
 Digits = NDArray[np.int64]
 
 
+@lru_cache(maxsize=64)
 def block_bits(sizes: tuple[int, ...], tokens: int) -> int:
     """Bits of a block of `tokens` tokens, each one digit of every size."""
     return int((_product(sizes) ** tokens - 1).bit_length())

@@ -66,8 +66,6 @@ class Tokenizer(ABC):
             token: at `time_start` frames or samples and every `time_stride` after that.
         nested: made so that fewer tokens give the same media with less detail.
         adaptive: chooses by itself how many tokens an item gets.
-        sample_rate: Hz of the recordings it takes, None for pictures and clips.
-        channels: of the recordings it takes.
     """
 
     modalities: ClassVar[tuple[str, ...]]
@@ -75,8 +73,16 @@ class Tokenizer(ABC):
     causal: ClassVar[bool] = False
     nested: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
-    sample_rate: ClassVar[int | None] = None
-    channels: ClassVar[int] = 1
+
+    @property
+    def sample_rate(self) -> int | None:
+        """Hz of the recordings it takes; None for pictures and clips."""
+        return None
+
+    @property
+    def channels(self) -> int:
+        """Channels of the recordings it takes."""
+        return 1
 
     @property
     def time_stride(self) -> int:

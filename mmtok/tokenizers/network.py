@@ -61,7 +61,7 @@ class Networked:
             InputError: the weights cannot be read, or do not fit the configuration.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)
             made = self.build()
         if self.weights is not None:
             fill(made, self.published(self.read(self.weights)), self.weights)
