@@ -43,14 +43,15 @@ def test_a_folder_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
     photo(media / "deeper" / "a.png", (8, 9), seed=1)
     movie(media / "m.mp4", frames=5)
     (media / "notes.txt").write_text("left alone")
-    out, back = str(tmp_path / "codes"), str(tmp_path / "back")
+    soundfile.write(media / "sound.wav", np.zeros(100), 8000)  # not for this tokenizer
+    out, back = str(tmp_path / "codes.v1"), str(tmp_path / "back")
     code, done, _ = run(capsys, "encode", str(media), *EXACT, "--out", out)
     assert code == 0
     assert done["failed"] == []
     for item in done["items"]:
         assert item["bytes"] == Path(item["out"]).stat().st_size <= item["bits"] / 8 * 1.005 + 1000
         assert item["tokens"] == int(np.prod(item["grid"]))
-    assert names(tmp_path / "codes") == ["a.png.mmt", "deeper/a.png.mmt", "m.mp4.mmt"]
+    assert names(tmp_path / "codes.v1") == ["a.png.mmt", "deeper/a.png.mmt", "m.mp4.mmt"]
     code, again, _ = run(capsys, "decode", out, "--out", back)
     assert code == 0
     assert len(again["items"]) == 3

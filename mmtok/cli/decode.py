@@ -35,10 +35,12 @@ def decode(
     """Turn codes back into media: name.png.mmt becomes name.png."""
     if tokens is not None:
         at_least("--tokens", tokens)
-    jobs = plan_jobs(files, [".mmt"], out, lambda name: name.removesuffix(".mmt"))
+    from mmtok.io.media import SUFFIXES
     from mmtok.models.weights import pick_device
     from mmtok.tokenizers import build
 
+    endings = [ending for kind in SUFFIXES.values() for ending in kind]
+    jobs = plan_jobs(files, [".mmt"], out, endings, lambda name: name.removesuffix(".mmt"))
     where = pick_device(device)
 
     @cache

@@ -13,11 +13,12 @@ from mmtok.cli.checks import at_least
 from mmtok.cli.items import Job, finish, make_room, plan_jobs, run_all
 from mmtok.cli.output import answer, say
 
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"),
-    *(".wav", ".flac"),
-)
+# What is taken from a folder; files named by themselves may be called anything.
+SUFFIXES = {
+    "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    "video": (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"),
+    "audio": (".wav", ".flac"),
+}
 
 
 def encode(
@@ -41,11 +42,13 @@ def encode(
     """Turn media into codes: name.png becomes name.png.mmt."""
     if max_tokens is not None:
         at_least("--max-tokens", max_tokens)
-    jobs = plan_jobs(media, SUFFIXES, out, lambda name: f"{name}.mmt")
     from mmtok.models.weights import pick_device
     from mmtok.tokenizers import build
 
-    made = build(tokenizer).to(pick_device(device))
+    made = build(tokenizer)
+    suffixes = [suffix for kind in made.modalities for suffix in SUFFIXES[kind]]
+    jobs = plan_jobs(media, suffixes, out, [".mmt"], lambda name: f"{name}.mmt")
+    made.to(pick_device(device))
     say(f"{made.spec}: {made.codebook.bits:.2f} bits a token")
 
     def work(job: Job) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def plan_jobs(
     paths: Sequence[Path],
     suffixes: Sequence[str],
     out: Path | None,
+    endings: Sequence[str],
     rename: Callable[[str], str],
 ) -> list[Job]:
     """Where everything goes: beside its source, into the folder `out`, or to the file `out`.
@@ -53,14 +54,15 @@ def plan_jobs(
     Args:
         paths: files and folders; folders keep their inner structure.
         suffixes: of the files taken from folders.
-        out: the folder; with one file it may name the output itself, by an extension.
+        out: the folder; with one file it may name the output itself.
+        endings: extensions by which `out` is known to name a file.
         rename: file name of the output from that of the source.
 
     Raises:
         InputError: nothing to do, or two files would become one.
     """
     found = list(find_files(paths, suffixes))
-    if out is not None and out.suffix and not out.is_dir():
+    if out is not None and out.suffix.lower() in endings and not out.is_dir():
         if len(found) != 1 or paths[0].is_dir():
             raise InputError(f"--out {out} is one file, expected a folder for many")
         if not out.parent.is_dir():

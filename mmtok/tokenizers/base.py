@@ -239,7 +239,7 @@ class Tokenizer(ABC):
         if codes.tokenizer_hash != self.tokenizer_hash:
             raise InputError(
                 f"these codes were made by {codes.tokenizer} ({codes.tokenizer_hash[:12]}), not by "
-                f"{self.spec} with these weights ({self.tokenizer_hash[:12]})"
+                f"{self.spec} with these weights ({self.tokenizer_hash[:12]}): use the same ones"
             )
         if codes.codebook != self.codebook:
             raise InputError(f"these codes use another codebook than {self.spec}")
