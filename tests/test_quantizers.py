@@ -167,6 +167,8 @@ def test_usage_counts_entries_and_entropy() -> None:
     book = FSQ((4, 4)).codebook
     assert usage(torch.arange(16)[:, None], book) == {"used": 1.0, "perplexity": 16.0, "bits": 4.0}
     assert usage(torch.zeros(9, 1, dtype=torch.int64), book)["perplexity"] == 1.0
+    with pytest.raises(InputError, match="no entries yet"):
+        VQ(4, 8).eval()(noise(1, 20, 4))
     with pytest.raises(InputError, match="no ids"):
         usage(torch.empty(0, 1), book)
     with pytest.raises(InputError, match="expected 1 to 24 bits"):

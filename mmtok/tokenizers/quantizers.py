@@ -140,7 +140,13 @@ class VQ(Quantizer):
         )
 
     def forward(self, x: Tensor) -> Quantized:
-        """Quantise (B, N, D); in training mode the codebooks follow."""
+        """Quantise (B, N, D); in training mode the codebooks follow.
+
+        Raises:
+            InputError: not in training mode, and the codebooks were neither trained nor loaded.
+        """
+        if not self.training and not all(bool(x._codebook.initted) for x in self.layers.layers):
+            raise InputError("this codebook has no entries yet: train it, or load its weights")
         with torch.autocast(x.device.type, enabled=False):  # distances in fp16 give NaN
             found, ids, losses = self.layers(x.float())
             # The library passes the gradient on once per codebook, which is depth times too much.
