@@ -109,6 +109,11 @@ class FlexTok(Networked, Tokenizer):
         levels = self.config.levels
         return Codebook(kind="fsq", sizes=(math.prod(levels),), levels=levels)
 
+    @property
+    def max_tokens(self) -> int:
+        """K."""
+        return self.config.registers
+
     def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """(K,), whatever the size of the picture."""
         if shape[0] != 3:

@@ -104,6 +104,11 @@ class TiTok(Networked, Tokenizer):
         """One codebook of directions."""
         return Codebook(kind="vq", sizes=(self.config.entries,))
 
+    @property
+    def max_tokens(self) -> int:
+        """K."""
+        return self.config.tokens
+
     def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """(K,), whatever the size of the picture."""
         if shape[0] != 3:

@@ -95,6 +95,11 @@ class Tokenizer(ABC):
         return self.time_stride
 
     @property
+    def max_tokens(self) -> int | None:
+        """Most tokens of an item; None where they grow with the media."""
+        return None
+
+    @property
     @abstractmethod
     def codebook(self) -> Codebook:
         """The Q codebooks a token draws its ids from."""
@@ -201,6 +206,15 @@ class Tokenizer(ABC):
             meta={} if self.sample_rate is None else {"sample_rate": self.sample_rate},
         )
         return codes if max_tokens is None else codes.trim(max_tokens)
+
+    def trim(self, codes: Codes, k: int) -> Codes:
+        """The first k tokens of every item, which `decode` takes as well.
+
+        Raises:
+            InputError: k is below 1, or the codes are not this tokenizer's.
+        """
+        self._check_codes(codes)
+        return codes.trim(k)
 
     @torch.no_grad()
     def decode(self, codes: Codes, *, batch_size: int = 1) -> list[Tensor]:
