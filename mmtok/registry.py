@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -27,11 +28,21 @@ class Registry:
         package: dotted name under which that directory is importable.
         base: name of the class a method derives from.
         group: entry-point group of methods in other packages.
+        hyphens: names are written with "-" where the file has "_".
     """
 
-    def __init__(self, *, kind: str, folder: Path, package: str, base: str, group: str) -> None:
+    def __init__(
+        self,
+        *,
+        kind: str,
+        folder: Path,
+        package: str,
+        base: str,
+        group: str,
+        hyphens: bool = False,
+    ) -> None:
         self.kind, self.folder, self.package = kind, folder, package
-        self.base, self.group = base, group
+        self.base, self.group, self.hyphens = base, group, hyphens
 
     @cached_property
     def targets(self) -> dict[str, str]:
@@ -49,7 +60,7 @@ class Registry:
         found = {}
         for path in sorted(self.folder.glob("*.py")):
             if (name := self._class_in(path)) is not None:
-                found[path.stem] = f"{self.package}.{path.stem}:{name}"
+                found[self._spelt(path.stem)] = f"{self.package}.{path.stem}:{name}"
         for point in entry_points(group=self.group):
             if point.name in found:
                 raise ImportError(f"two {self.kind}s are called {point.name!r}")
@@ -63,6 +74,9 @@ class Registry:
             ):
                 return node.name
         return None
+
+    def _spelt(self, name: str) -> str:
+        return name.replace("_", "-") if self.hyphens else name
 
     def names(self) -> list[str]:
         """Every registered name."""
@@ -78,9 +92,9 @@ class Registry:
         Raises:
             InputError: no such method; the message names the nearest ones.
         """
-        if name not in self.targets:
+        if (target := self.targets.get(self._spelt(name))) is None:
             raise InputError(unknown(self.kind, name, self.names()))
-        module, _, attribute = self.targets[name].partition(":")
+        module, _, attribute = target.partition(":")
         loaded: type[Any] = getattr(import_module(module), attribute)
         return loaded
 
@@ -90,7 +104,14 @@ class Registry:
         Raises:
             InputError: the spec cannot be read, or names an unknown method or argument.
         """
-        name, arguments = parse_spec(spec)
+        return self.make(*parse_spec(spec))
+
+    def make(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """The object of the method `name` with these arguments.
+
+        Raises:
+            InputError: an unknown method or argument.
+        """
         method = self.get(name)
         known = list(getattr(method, "__dataclass_fields__", {}))
         for argument in arguments:

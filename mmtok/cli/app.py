@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from mmtok.cli import decode, demo, encode, inspect, listing, plan, profile, run
+from mmtok.cli import eval as evaluation
 from mmtok.cli.output import say
 from mmtok.errors import InputError
 
@@ -41,6 +42,7 @@ app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("profile")(profile.profile)
 app.command("list")(listing.listing)
+app.add_typer(evaluation.app, name="eval")
 app.command("demo")(demo.demo)
 app.command("encode")(encode.encode)
 app.command("decode")(decode.decode)

@@ -43,6 +43,7 @@ def inventory() -> dict[str, list[str]]:
             package="mmtok." + folder.replace("/", "."),
             base=base,
             group=group,
+            hyphens=kind == "tasks",
         )
         found[kind] = registry.names() if registry.folder.is_dir() else []
     found["models"] = [*embedded_names(), *shipped_names()]

@@ -1,0 +1,162 @@
+"""`mmtok eval`: a benchmark run, resumed or scored again, with what it cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mmtok.cli import options as opt
+from mmtok.cli.checks import at_least
+from mmtok.cli.output import answer, columns, quiet, say
+
+if TYPE_CHECKING:
+    from mmtok.eval.evaluation import Report
+
+SOME_FAILED = 3
+
+
+class _TaskByDefault(TyperGroup):
+    """`mmtok eval pope ...` is short for `mmtok eval task pope ...`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Take a first word that is no sub-command for the name of a task."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["task", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_TaskByDefault,
+    no_args_is_help=True,
+    help="Score a reducer on a benchmark: mmtok eval TASK, or mmtok eval score FILE.",
+)
+
+Parser = Annotated[str, typer.Option("--parser", help="robust, strict or official.")]
+Draws = Annotated[int, typer.Option("--draws", help="Of the bootstrap.")]
+
+
+@app.command("task")
+def task(
+    name: Annotated[str, typer.Argument(metavar="TASK", help="See `mmtok list`.")],
+    model: opt.Model = "tiny",
+    dummy: opt.Dummy = False,
+    reduce: opt.Reduce = [],  # noqa: B006  # typer copies it
+    questions: Annotated[Path | None, typer.Option(help="File (or folder) of questions.")] = None,
+    media: Annotated[
+        Path | None, typer.Option("--images", "--videos", help="Folder of the pictures or videos.")
+    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="Appended to each question.")] = None,
+    subtitles: Annotated[Path | None, typer.Option(help="Folder of .srt files.")] = None,
+    frames: opt.Frames = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    batch: Annotated[int, typer.Option(help="Pictures (or frames) in a forward pass.")] = 32,
+    limit: Annotated[int | None, typer.Option(help="At most so many questions.")] = None,
+    no_baselines: Annotated[
+        bool, typer.Option("--no-baselines", help="Without the un-pruned model and random.")
+    ] = False,
+    parser: Parser = "robust",
+    draws: Draws = 1000,
+    out: Annotated[Path, typer.Option(help="Folder of the predictions.")] = Path("eval_out"),
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    seed: opt.Seed = 0,
+    as_json: opt.Json = False,
+) -> None:
+    """Run a task (`mmtok eval TASK`); a run that was cut off goes on."""
+    at_least("--batch", batch)
+    at_least("--draws", draws, 0)
+    given = {"questions": questions, "media": media, "suffix": suffix, "frames": frames}
+    given |= {"max_new_tokens": max_new_tokens, "subtitles": subtitles}
+    lvlm, chosen = _prepare(name, given, limit, parser, reduce, model, dummy, device, dtype, seed)
+    from mmtok.eval import evaluate
+    from mmtok.eval.progress import reporter
+    from mmtok.eval.table import short
+
+    made = evaluate(
+        lvlm,
+        chosen,
+        reduce,
+        out=out,
+        batch=batch,
+        limit=limit,
+        baselines=not no_baselines,
+        parser=parser,
+        seed=seed,
+        draws=draws,
+        progress=lambda spec: reporter(short(spec), say),
+    )
+    _show(made, as_json)
+
+
+def _prepare(
+    name: str,
+    given: dict[str, Any],
+    limit: int | None,
+    parser: str,
+    reduce: list[str],
+    model: str,
+    dummy: bool,
+    device: str,
+    dtype: str,
+    seed: int,
+) -> tuple[Any, Any]:
+    """The model and the task, once everything the user gave is known to make sense."""
+    from mmtok.eval import build
+    from mmtok.eval.base import check_items
+    from mmtok.eval.parsing import check_parser
+
+    check_parser(parser)
+    if limit is not None:
+        at_least("--limit", limit)
+    chosen = build(name, **given)
+    check_items(chosen.items())
+    quiet()
+    from mmtok import load
+    from mmtok.pruning import build as build_reducers
+
+    build_reducers(reduce)
+    say(f"loading {model} ...")
+    return load(model, dummy=dummy, device=device, dtype=dtype, seed=seed), chosen
+
+
+@app.command("score")
+def score(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Predictions of a run.")],
+    parser: Parser = "robust",
+    draws: Draws = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    as_json: opt.Json = False,
+) -> None:
+    """Score files of predictions again, without the model."""
+    at_least("--draws", draws, 0)
+    from mmtok.errors import InputError
+    from mmtok.eval import build
+    from mmtok.eval.evaluation import load_run, report
+
+    runs = [load_run(file) for file in files]
+    tasks = {run.settings["task"] for run in runs}
+    if len(tasks) > 1:
+        raise InputError(f"files of several tasks ({', '.join(sorted(tasks))}): score them apart")
+    _show(report(build(tasks.pop()), runs, parser=parser, draws=draws, seed=seed), as_json)
+
+
+def _show(made: Report, as_json: bool) -> None:
+    from mmtok.eval.table import card_lines, difference_lines, score_lines, shared_facts
+
+    say("\n" + "\n".join(shared_facts(made)) + "\n")
+    say(columns(card_lines(made)))
+    say(columns(score_lines(made)))
+    if made.differences:
+        say(columns(difference_lines(made)))
+    facts = made.to_dict()
+    for note in facts["notes"]:
+        say(note)
+    for run in made.runs:
+        say(f"predictions: {run.file}" + (f", {run.failed} failed" if run.failed else ""))
+    if as_json:
+        answer(facts)
+    if made.failed:
+        raise typer.Exit(SOME_FAILED)

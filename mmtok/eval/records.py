@@ -1,0 +1,109 @@
+"""Files of predictions: JSON lines, written through to the disk, mended after a kill.
+
+The first line says under which settings the file was made; each further line is one answer. Nothing
+in it depends on time, so an interrupted and resumed run ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmtok.errors import InputError
+from mmtok.io.files import check_file
+
+
+class Records:
+    """One file that only grows by whole lines.
+
+    Args:
+        path: the file; made with `head` as its first line where it does not exist.
+        head: settings; a file made under others is refused.
+
+    Attributes:
+        rows: what the file holds after the first line.
+
+    Raises:
+        InputError: the file is no such file, or was made under other settings.
+    """
+
+    def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mend(path)
+        if path.exists() and path.stat().st_size:
+            found, self.rows = read_records(path)
+            if found != json.loads(json.dumps(head)):
+                raise InputError(f"{path} was made with other settings: give another folder")
+        else:
+            self.rows = []
+            self._write([head])
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows; they are on the disk when this returns."""
+        self._write(rows)
+        self.rows += [dict(row) for row in rows]
+
+    def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def mend(path: Path) -> None:
+    """Cut a torn last line off."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def read_records(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The head and the rows of a file; a torn last line does not count.
+
+    Raises:
+        InputError: a line is no JSON object.
+    """
+    check_file(path, "a file of predictions (JSON lines)")
+    lines = read_json_lines(path, torn=True)
+    if not lines or "settings" not in lines[0]:
+        raise InputError(f"{path}: its first line holds no settings; expected a file of mmtok eval")
+    return lines[0], lines[1:]
+
+
+def read_json_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
+    """The JSON objects of a file with one a line, blank lines left out.
+
+    Args:
+        path: the file.
+        torn: forgive a last line without its end.
+
+    Raises:
+        InputError: no such file, not UTF-8, or a line is no JSON object; the message says which.
+    """
+    check_file(path, "a file with one JSON object a line")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason})") from None
+    lines = text.split("\n")
+    if torn:
+        lines = lines[:-1]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: expected one JSON object, got {line[:60]!r}")
+        rows.append(row)
+    return rows

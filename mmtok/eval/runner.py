@@ -1,0 +1,161 @@
+"""Ask a model every question of a task, and write each answer down before the next is asked.
+
+A run can be killed at any point: it goes on from the answers that are on the disk. A batch that
+fails is tried again prompt by prompt, so that a bad file costs its own rows, which say what is
+wrong.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtok.eval.base import Item, Task
+from mmtok.eval.batches import Batch
+from mmtok.eval.records import Records
+from mmtok.io.files import reason
+from mmtok.io.image import load_image
+from mmtok.io.video import load_video
+
+if TYPE_CHECKING:
+    from mmtok.models.reduction import Reduction
+    from mmtok.pipeline import Pipeline, Result
+
+Progress = Callable[[int, int, int], None]
+"""Told (answered, all, failed) whenever rows were written."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one variant answered.
+
+    Attributes:
+        file: the predictions.
+        settings: under which they were made.
+        rows: one per question.
+        costs: one per batch that ran.
+    """
+
+    file: Path
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    costs: list[dict[str, Any]]
+
+    @property
+    def failed(self) -> int:
+        """Questions whose row is an error."""
+        return sum("error" in row for row in self.rows)
+
+
+def run(
+    pipe: Pipeline,
+    task: Task,
+    batches: Sequence[Batch],
+    file: Path,
+    settings: dict[str, Any],
+    progress: Progress | None = None,
+) -> Run:
+    """Answer every question that `file` does not answer yet.
+
+    Args:
+        pipe: the model with its reducers.
+        task: makes the prompts.
+        batches: the plan; the same one as when the file was begun.
+        file: predictions (JSON lines); costs go beside it, into `.cost.jsonl`.
+        settings: what the answers depend on.
+        progress: told after every batch.
+
+    Raises:
+        InputError: the file was made under other settings.
+    """
+    head = {"settings": settings}
+    records = Records(file, head)
+    costs = Records(cost_file(file), head)
+    done = {(row["split"], row["question_id"]) for row in records.rows}
+    total = sum(len(batch.items) for batch in batches)
+    failed = sum("error" in row for row in records.rows)
+    for batch in batches:
+        if all(item.key in done for item in batch.items):
+            continue
+        rows, cost = answer(pipe, task, batch)
+        costs.append([cost])
+        new = [row for row in rows if (row["split"], row["question_id"]) not in done]
+        records.append(new)
+        failed += sum("error" in row for row in new)
+        if progress is not None:
+            progress(len(records.rows), total, failed)
+    by_batch = {cost["batch"]: cost for cost in costs.rows}  # a batch cut off by a kill ran twice
+    return Run(file, settings, records.rows, list(by_batch.values()))
+
+
+def cost_file(file: Path) -> Path:
+    """Where the costs of a file of predictions stand: times differ from run to run."""
+    return file.with_suffix(".cost.jsonl")
+
+
+def answer(pipe: Pipeline, task: Task, batch: Batch) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of all items of a batch, and what it cost."""
+    try:
+        rows, results = _ask(pipe, task, batch, batch.prompts)
+    except Exception:  # one by one, to tell which it was
+        rows, results = [], []
+        for prompt in batch.prompts:
+            try:
+                found, result = _ask(pipe, task, batch, [prompt])
+                rows += found
+                results += result
+            except Exception as error:
+                text = f"{type(error).__name__}: {reason(error)}"
+                rows += [item.facts() | {"batch": batch.number, "error": text} for item in prompt]
+    return rows, _cost(batch.number, results)
+
+
+def _ask(
+    pipe: Pipeline, task: Task, batch: Batch, prompts: list[list[Item]]
+) -> tuple[list[dict[str, Any]], list[Result]]:
+    made = [_prompt(task, prompt[0]) for prompt in prompts]
+    result = pipe.generate_batch(made, max_new_tokens=task.max_new_tokens)
+    rows = []
+    counts = tokens_per_prompt(result.reduction)
+    for prompt, text, (seen, kept) in zip(prompts, result.texts, counts, strict=True):
+        facts = {"batch": batch.number, "answer": text, "visual_tokens": [seen, kept]}
+        rows += [item.facts() | facts for item in prompt]
+    return rows, [result]
+
+
+def _prompt(task: Task, item: Item) -> tuple[Any, Any, str]:
+    if item.kind == "image":
+        return [load_image(item.file)], None, task.prompt(item, None)
+    clip = load_video(item.file, frames=task.frames)
+    return None, [clip], task.prompt(item, clip)
+
+
+def tokens_per_prompt(reduction: Reduction) -> list[tuple[int, int]]:
+    """(visual tokens in, out) of each prompt of a batch."""
+    prompts, length = reduction.inputs["input_ids"].shape
+    seen, kept = [0] * prompts, [0] * prompts
+    for part in reduction.media:
+        for places, left in zip(part.places, part.kept, strict=True):
+            row = int(places[0]) // length
+            seen[row] += len(places)
+            kept[row] += len(left)
+    return list(zip(seen, kept, strict=True))
+
+
+def _cost(number: int, results: Sequence[Result]) -> dict[str, Any]:
+    """FLOPs and times of a batch, added up over the passes it took; memory at its largest."""
+    stages: dict[str, dict[str, Any]] = defaultdict(dict)
+    for result in results:
+        for stage in result.ledger.stages:
+            row, old = asdict(stage), stages[stage.stage]
+            for name in ("flops_analytic", "device_ms", "host_ms"):
+                if row[name] is not None:
+                    old[name] = old.get(name, 0) + row[name]
+            for name in ("peak_mib", "kv_bytes"):
+                if row[name] is not None:
+                    old[name] = max(old.get(name, 0), row[name])
+    prompts = sum(len(result.texts) for result in results)
+    return {"batch": number, "prompts": prompts, "stages": dict(stages)}

@@ -1,0 +1,56 @@
+"""The answer without what is wrapped around it: reasoning, markup, JSON, odd characters."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+
+_REASONING = re.compile(r"<(think|thinking|reasoning|thought)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_UNFINISHED = re.compile(r"<(think|thinking|reasoning|thought)>.*\Z", re.DOTALL | re.IGNORECASE)
+_LEFT_OPEN = re.compile(r"\A.*</(think|thinking|reasoning|thought)>", re.DOTALL | re.IGNORECASE)
+_TAGGED = re.compile(r"<answer>(.*?)(</answer>|\Z)", re.DOTALL | re.IGNORECASE)
+_LATEX = re.compile(r"\\(?:boxed|text|textbf|mathbf|mathrm|fbox)\s*\{([^{}]*)\}")
+_ANSWER_KEYS = ("final_answer", "answer", "response", "prediction", "choice", "option", "output")
+LONGEST = 20_000
+"""Characters read of an answer."""
+
+
+def clean(text: str) -> str:
+    """The answer in plain words; "" where nothing is left, as after reasoning that never ended."""
+    text = unicodedata.normalize("NFKC", text[:LONGEST])
+    text = text.translate(_SAME)
+    text = _UNFINISHED.sub("", _LEFT_OPEN.sub("", _REASONING.sub("", text)))
+    if found := _TAGGED.search(text):
+        text = found[1]
+    text = _from_json(text)
+    for _ in range(3):  # boxes within boxes
+        text = _LATEX.sub(r" \1 ", text)
+    text = re.sub(r"```\w*", " ", text)
+    text = re.sub(r"[*`$#~]|__|\\[()\[\]]", "", text)
+    text = re.sub(r"<\|[^|<>]*\|>|</?[a-z_]+/?>", " ", text, flags=re.IGNORECASE)
+    return text.strip()
+
+
+_SAME = str.maketrans(
+    {"’": "'", "‘": "'", "´": "'", "“": '"', "”": '"', "。": ".", "、": ",", "—": " - ", "–": " - "}
+)
+
+
+def _from_json(text: str) -> str:
+    """The value under the key of a JSON object that is called an answer."""
+    inner = re.sub(r"\A\s*```(?:json)?|```\s*\Z", "", text).strip()
+    if not inner.startswith("{"):
+        return text
+    try:
+        found = json.loads(inner)
+    except (ValueError, RecursionError):
+        return text
+    by_name = {str(key).lower(): value for key, value in found.items()}
+    for key in _ANSWER_KEYS:
+        value = by_name.get(key)
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, str | int):
+            return str(value)
+    return text
