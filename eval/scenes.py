@@ -14,17 +14,15 @@ from typing import Any, ClassVar
 
 from mmtok.eval import metrics
 from mmtok.eval.base import Item, Row, Sums, Task
+from mmtok.eval.metrics import POPE_SUMMARIES, Summaries
 from mmtok.eval.pack import PACK, pack_items
-
-POPE_SPLITS = ("random", "popular", "adversarial")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes(Task):
     """2,733 questions about 320 scenes; needs no files."""
 
-    mean_over: ClassVar[tuple[str, ...]] = POPE_SPLITS
-    pooled_over: ClassVar[tuple[str, ...]] = POPE_SPLITS
+    summaries: ClassVar[Summaries] = POPE_SUMMARIES
 
     media: Path | None = PACK
     max_new_tokens: int = 6

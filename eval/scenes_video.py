@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from mmtok.eval import metrics
 from mmtok.eval.base import Item, Row, Sums, Task
+from mmtok.eval.metrics import Summaries
 from mmtok.eval.pack import PACK, pack_items
 
 
@@ -20,7 +21,7 @@ from mmtok.eval.pack import PACK, pack_items
 class ScenesVideo(Task):
     """240 questions about 120 clips of 8 frames; needs no files."""
 
-    pooled_over: ClassVar[tuple[str, ...]] = ("choice", "open")
+    summaries: ClassVar[Summaries] = {"overall": ("pool", ("choice", "open"))}
 
     media: Path | None = PACK
     max_new_tokens: int = 6

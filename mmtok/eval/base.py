@@ -83,13 +83,14 @@ class Task:
         subtitles: folder of .srt files, for tasks that read them; None for none.
         max_new_tokens: longest answer.
         frames: frames sampled from each video.
-        mean_over: class attribute, splits whose scores are averaged in a row "mean".
-        pooled_over: class attribute, splits whose answers are pooled in a row "pooled".
+        summaries: class attribute, further rows of the table: name -> (rule, groups), where the
+            rule is "mean" of their scores, "pool" of their answers, or "sum" of the task's `total`.
+        total: class attribute, the score that may be summed.
         paths: class attribute, fields that may be given as strings.
     """
 
-    mean_over: ClassVar[tuple[str, ...]] = ()
-    pooled_over: ClassVar[tuple[str, ...]] = ()
+    summaries: ClassVar[Mapping[str, tuple[str, tuple[str, ...]]]] = {}
+    total: ClassVar[str] = "score"
     paths: ClassVar[tuple[str, ...]] = ("questions", "media", "subtitles")
 
     questions: Path | None = None
@@ -134,12 +135,12 @@ class Task:
         return [None if "error" in row else self.read(row, parser) for row in rows]
 
     def groups(self, row: Row) -> list[str]:
-        """The rows of the table an answer counts in, besides "mean" and "pooled"."""
+        """The rows of the table an answer counts in, summaries apart."""
         return [str(row["split"])]
 
     def parts(self, group: str) -> tuple[str, ...]:
         """The groups that a row of the table is made of."""
-        return {"mean": self.mean_over, "pooled": self.pooled_over}.get(group, (group,))
+        return self.summaries[group][1] if group in self.summaries else (group,)
 
     def tally(self, rows: Sequence[Row], parser: str) -> dict[str, float]:
         """Counts over the answers about one medium in one group."""

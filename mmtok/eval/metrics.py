@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from mmtok.eval.base import Row, Sums
 
 Figures = dict[str, NDArray[np.float64]]
+Summaries = Mapping[str, tuple[str, tuple[str, ...]]]
+POPE_SPLITS = ("random", "popular", "adversarial")
+POPE_SUMMARIES: Summaries = {"mean": ("mean", POPE_SPLITS), "pooled": ("pool", POPE_SPLITS)}
+"""Papers report the mean over the splits; the pooled scores are another number."""
 
 
 def share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtok.eval.base import Item, Task
-from mmtok.eval.records import read_json_lines
+from mmtok.eval.files import read_json_lines
 
 PACK = Path(str(files("mmtok.eval"))) / "methods" / "data" / "scenes"
 

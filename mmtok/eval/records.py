@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtok.errors import InputError
+from mmtok.eval.files import read_json_lines
 from mmtok.io.files import check_file
 
 
@@ -75,35 +76,3 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not lines or "settings" not in lines[0]:
         raise InputError(f"{path}: its first line holds no settings; expected a file of mmtok eval")
     return lines[0], lines[1:]
-
-
-def read_json_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
-    """The JSON objects of a file with one a line, blank lines left out.
-
-    Args:
-        path: the file.
-        torn: forgive a last line without its end.
-
-    Raises:
-        InputError: no such file, not UTF-8, or a line is no JSON object; the message says which.
-    """
-    check_file(path, "a file with one JSON object a line")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason})") from None
-    lines = text.split("\n")
-    if torn:
-        lines = lines[:-1]
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: expected one JSON object, got {line[:60]!r}")
-        rows.append(row)
-    return rows

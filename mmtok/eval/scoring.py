@@ -38,8 +38,8 @@ def score(
         seed: of the draws.
 
     Returns:
-        One dict per split, then "mean" and "pooled" where the task has them: n, the task's scores,
-        95% intervals under `<score>_ci`, `unreadable`, `differ` (answers that the parsers do not
+        One dict per split, then the task's summaries ("mean", "pooled"): n, the task's scores, 95%
+        intervals under `<score>_ci`, `unreadable`, `differ` (answers that the parsers do not
         read alike), `failed`, and the first score by each parser under `by_parser`.
 
     Raises:
@@ -123,13 +123,18 @@ def resampled(task: Task, rows: Sequence[Row], parser: str, draws: int, seed: in
                 columns[count][media[name]] = value
         counts[group] = dict(columns)
     found: Draws = {g: resample(c, drawn, task.figures) for g, c in counts.items()}
-    mean = [found[name] for name in task.mean_over if name in found]
-    if len(mean) > 1:
-        found["mean"] = {k: np.mean([m[k] for m in mean], axis=0) for k in mean[0]}
-    pool = [counts[name] for name in task.pooled_over if name in counts]
-    if len(pool) > 1:
-        summed = {k: np.sum([p[k] for p in pool], axis=0) for k in pool[0]}
-        found["pooled"] = resample(summed, drawn, task.figures)
+    for name, (rule, parts) in task.summaries.items():
+        there = [part for part in parts if part in counts]
+        if rule == "pool" and len(there) > 1:
+            names = counts[there[0]]
+            summed = {k: np.sum([counts[part][k] for part in there], axis=0) for k in names}
+            found[name] = resample(summed, drawn, task.figures)
+        elif rule == "mean" and len(there) > 1:
+            names = found[there[0]]
+            found[name] = {k: np.mean([found[part][k] for part in there], axis=0) for k in names}
+        elif rule == "sum" and there:
+            total = np.sum([found[part][task.total] for part in there], axis=0)
+            found[name] = {task.total: total}
     return found
 
 

@@ -14,6 +14,26 @@ _LATEX = re.compile(r"\\(?:boxed|text|textbf|mathbf|mathrm|fbox)\s*\{([^{}]*)\}"
 _ANSWER_KEYS = ("final_answer", "answer", "response", "prediction", "choice", "option", "output")
 LONGEST = 20_000
 """Characters read of an answer."""
+IRREGULAR = {
+    "people": "person",
+    "persons": "person",
+    "men": "man",
+    "women": "woman",
+    "children": "child",
+    "knives": "knife",
+    "mice": "mouse",
+    "geese": "goose",
+    "feet": "foot",
+    "teeth": "tooth",
+    "wolves": "wolf",
+    "leaves": "leaf",
+    "shelves": "shelf",
+    "buses": "bus",
+    "skis": "ski",
+    "shoes": "shoe",
+    "scarves": "scarf",
+}
+"""Plurals that no rule gives."""
 
 
 def clean(text: str) -> str:
@@ -54,3 +74,14 @@ def _from_json(text: str) -> str:
         if isinstance(value, str | int):
             return str(value)
     return text
+
+
+def singular(word: str) -> str:
+    """A word without the ending of its plural, roughly."""
+    if word in IRREGULAR:
+        return IRREGULAR[word]
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if re.search(r"(ch|sh|ss|x)es$", word):
+        return word[:-2]
+    return word[:-1] if re.search(r"[^su]s$", word) and len(word) > 3 else word

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mmtok.eval.text import clean
+from mmtok.eval.text import IRREGULAR, clean, singular
 
 _IDIOMS = re.compile(
     r"\b(no|without( a| any)?|there is no) (doubt|question|wonder|denying)( (about it|that))?"
@@ -79,25 +79,6 @@ _STOP = frozenset(
     "see can could have has contain contains show shows please answer yes or no using single word "
     "phrase with to and i be one some shown visible present".split()
 )
-_IRREGULAR = {
-    "people": "person",
-    "persons": "person",
-    "men": "man",
-    "women": "woman",
-    "children": "child",
-    "knives": "knife",
-    "mice": "mouse",
-    "geese": "goose",
-    "feet": "foot",
-    "teeth": "tooth",
-    "wolves": "wolf",
-    "leaves": "leaf",
-    "shelves": "shelf",
-    "buses": "bus",
-    "skis": "ski",
-    "shoes": "shoe",
-    "scarves": "scarf",
-}
 
 
 @dataclass(frozen=True)
@@ -115,21 +96,10 @@ class Asked:
     @property
     def pattern(self) -> str:
         """A regular expression for the thing's last word, alone or in the plural."""
-        forms = {self.words[-1], *(k for k, v in _IRREGULAR.items() if v == self.words[-1])}
+        forms = {self.words[-1], *(k for k, v in IRREGULAR.items() if v == self.words[-1])}
         before = "" if "hot" in self.words else "(?<!hot )"
         body = "|".join(re.escape(f) for f in sorted(forms))
         return rf"(?<![\w-]){before}(?:{body})(?:s|es)?(?![\w-])"
-
-
-def singular(word: str) -> str:
-    """A word without the ending of its plural, roughly."""
-    if word in _IRREGULAR:
-        return _IRREGULAR[word]
-    if word.endswith("ies") and len(word) > 4:
-        return word[:-3] + "y"
-    if re.search(r"(ch|sh|ss|x)es$", word):
-        return word[:-2]
-    return word[:-1] if re.search(r"[^su]s$", word) and len(word) > 3 else word
 
 
 def asked(question: str) -> Asked:
