@@ -37,7 +37,21 @@ _NOT_OPTIONS = re.compile(
 _SMALL = frozenset(
     (
         *("a", "an", "the", "of", "in", "on", "at", "to", "and", "or", "is", "are", "was", "were"),
-        *("it", "he", "she", "they", "his", "her", "its", "with", "for", "by", "from"),
+        *(
+            "it",
+            "he",
+            "she",
+            "they",
+            "his",
+            "her",
+            "its",
+            "with",
+            "for",
+            "by",
+            "from",
+            "because",
+            "as",
+        ),
     )
 )
 
@@ -59,7 +73,10 @@ def read_choice(text: str, options: Sequence[str] = ()) -> str | None:
     exact = [letters[i] for i, words in enumerate(texts) if words and words == _words(said)]
     if len(exact) == 1:
         return exact[0]
-    return _by_letter(said, letters, texts) if _letters(said, letters) else _by_text(said, texts)
+    named = _capitalised(said, letters)
+    if re.search(rf"{_FREE}[{letters}]+{_END}", named):
+        return _by_letter(named, letters, texts)
+    return _by_text(said, texts)
 
 
 def _words(text: str) -> list[str]:
@@ -69,38 +86,46 @@ def _words(text: str) -> list[str]:
     return [w[:-1] if len(w) > 3 and re.search(r"[^su]s$", w) else w for w in kept]
 
 
-def _letters(said: str, letters: str) -> bool:
-    """Whether an option may be named by its letter at all."""
-    return bool(
-        re.search(rf"{_FREE}[{letters}]{_END}", said)
-        or re.search(rf"[(\[]\s*[{letters.lower()}]\s*[)\]]|^[{letters.lower()}][).:]", said)
-        or re.search(rf"{_CUE}{_LINK}[{letters.lower()}]\W*$", said, re.IGNORECASE)
-        or re.search(rf"{_FREE}[{letters}]{{2,}}{_END}", said)
-    )
-
-
 def _by_letter(said: str, letters: str, texts: list[list[str]]) -> str | None:
-    plain = _capitalised(said, letters)
-    plain = _NOT_OPTIONS.sub(" ", plain)
-    open_to = _without_rejected(_without_articles(plain, letters), letters)
+    """The letter that is named as the answer, leads it, or is the only one left."""
+    plain = _without_articles(_NOT_OPTIONS.sub(" ", said), letters)
+    open_to = _without_rejected(plain, letters)
     chosen = _outright(open_to, letters)
-    first = re.match(rf"\W*([{letters}])\s*(?:[).:\]]|,(?!\s*[{letters}]{_END})|$|\n| -)", open_to)
-    if first and (not chosen or first[1] in chosen or re.match(r"A:", open_to)):
-        chosen = chosen if chosen and first[1] not in chosen else {first[1]}
-        rest = _words(open_to[first.end() :])
-        if [w for i, w in enumerate(texts) if w == rest and letters[i] not in chosen]:
-            return None  # the letter of one option with the text of another
-    elif first:
+    lead = _lead(open_to, letters, texts)
+    if lead is not None and chosen and not lead & chosen and not open_to.startswith("A:"):
         return None
-    chosen = chosen or set(re.findall(rf"{_FREE}([{letters}]){_END}", open_to))
+    if not chosen and _all_listed(open_to, letters):
+        return None
+    chosen = chosen or (set(re.findall(_one(letters), open_to)) if lead is None else lead)
     if len(chosen) > 1:
-        last = re.findall(rf"\b(?:so|thus|therefore|hence)\b,?\s*([{letters}]){_END}", open_to)
+        last = re.findall(rf"\b(?:so|thus|therefore|hence)\b,?\s*{_one(letters)}", open_to)
         chosen = set(last[-1:])
     if len(chosen) == 1:
         return chosen.pop()
-    glued = re.search(rf"{_FREE}[{letters}]{{2,}}{_END}", open_to)
-    refused = glued or re.search(rf"{_FREE}[{letters}]{_END}", open_to)
-    return None if refused else _by_text(said, texts)
+    unresolved = re.search(rf"{_FREE}[{letters}]+{_END}", open_to)
+    return None if unresolved else _by_text(said, texts)
+
+
+def _one(letters: str) -> str:
+    return rf"{_FREE}([{letters}]){_END}"
+
+
+def _lead(said: str, letters: str, texts: list[list[str]]) -> set[str] | None:
+    """The letter an answer begins with; empty where what follows belongs to another option."""
+    found = re.match(rf"\W*([{letters}])\s*(?:[).:\]]|,(?!\s*[{letters}]{_END})|$|\n| -)", said)
+    if not found:
+        return None
+    rest = said[found.end() :]
+    others = [letters[i] for i, words in enumerate(texts) if words and words == _words(rest)]
+    alone = re.fullmatch(rf"(?:\W*[{letters}])+\W*", rest)
+    others += re.findall(f"[{letters}]", rest) if alone else []
+    return {found[1]} if all(other == found[1] for other in others) else set()
+
+
+def _all_listed(said: str, letters: str) -> bool:
+    """Whether an answer only repeats the options."""
+    listed = set(re.findall(rf"{_FREE}([{letters}])[.):]", said))
+    return len(listed) > 2 and listed == set(letters)
 
 
 def _capitalised(said: str, letters: str) -> str:
@@ -128,8 +153,8 @@ def _capitalised(said: str, letters: str) -> str:
 def _without_articles(said: str, letters: str) -> str:
     """The answer without the word "A" before a noun and the word "I"."""
     said = re.sub(
-        r"(?<![A-Za-z0-9'(])(?<!option )(?<!answer )A(?= (?!(?:and|or|is|was|because|since|as|seems"
-        r"|would|looks|are|appears|but|not)\b)[a-z0-9])",
+        r"(?<![A-Za-z0-9'(])(?<!option )(?<!answer )A(?= (?!(?:and|or|nor|is|was|because|since|as"
+        r"|seems|would|looks|are|appears|but|not)\b)[a-z0-9])",
         "a",
         said,
     )
@@ -139,16 +164,19 @@ def _without_articles(said: str, letters: str) -> str:
 def _without_rejected(said: str, letters: str) -> str:
     """The answer without letters it turns down."""
     one = rf"{_FREE}[{letters}]{_END}"
-    some = rf"(?:both |either |neither )?(?:{_NAMED}s? )?{one}(?:(?:,? (?:and|or|nor)|,|/) ?{one})*"
+    some = (
+        rf"(?:(?i:both|either|neither) )?(?:{_NAMED}s? )?{one}(?:(?:,? (?:and|or|nor)|,|/) ?{one})*"
+    )
     verb = r"(?:is|are|was|were|can be|seems?|looks?)"
     for pattern in (
+        rf"\b(?i:rather than|instead of|reject|eliminate|exclude|rul(?:e|ing) out|neither) {some}",
         rf"{some} (?:both |all )?{verb} (?:clearly |all |both |definitely )?(?:{_WRONG})\b[^.,;]*",
         rf"{some} (?:can't|cannot|isn't|aren't|doesn't|does not|do not|don't) [^.,;]*",
-        rf"\b(?:not|n't(?: be)?|rather than|instead of|reject|eliminate|exclude|rule out|ruling out"
-        rf"|neither) {some}",
+        rf"{one}\? (?i:no)\b",
+        rf"(?:n't|\bcannot|\b(?i:not))(?: be)? {some}",
         rf"{some} (?:both |all )?(?:appear|occur|happen|come later|are shown|are seen)\b",
     ):
-        said = re.sub(pattern, " ", said, flags=re.IGNORECASE if "reject" not in pattern else 0)
+        said = re.sub(pattern, " ", said)
     return said
 
 
@@ -175,5 +203,7 @@ def _by_text(said: str, texts: list[list[str]]) -> str | None:
     plain = re.sub(r"\b(?:not|rather than|instead of) (?:the |a |an )?[\w-]+", " ", said.lower())
     words = set(_words(plain))
     inside = [i for i, option in enumerate(texts) if option and set(option) <= words]
+    if not inside and 0 < len(words) <= 4:
+        inside = [i for i, option in enumerate(texts) if words <= set(option)]
     longest = [i for i in inside if not any(set(texts[i]) < set(texts[j]) for j in inside)]
     return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[longest[0]] if len(longest) == 1 else None

@@ -12,8 +12,10 @@ _LEFT_OPEN = re.compile(r"\A.*</(think|thinking|reasoning|thought)>", re.DOTALL 
 _TAGGED = re.compile(r"<answer>(.*?)(</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 _LATEX = re.compile(r"\\(?:boxed|text|textbf|mathbf|mathrm|fbox)\s*\{([^{}]*)\}")
 _ANSWER_KEYS = ("final_answer", "answer", "response", "prediction", "choice", "option", "output")
-LONGEST = 20_000
-"""Characters read of an answer."""
+LONGEST = 100_000
+"""Characters looked at in an answer."""
+READ = 2_000
+"""Characters read at each end of what is left of it."""
 IRREGULAR = {
     "people": "person",
     "persons": "person",
@@ -48,8 +50,9 @@ def clean(text: str) -> str:
         text = _LATEX.sub(r" \1 ", text)
     text = re.sub(r"```\w*", " ", text)
     text = re.sub(r"[*`$#~]|__|\\[()\[\]]", "", text)
-    text = re.sub(r"<\|[^|<>]*\|>|</?[a-z_]+/?>", " ", text, flags=re.IGNORECASE)
-    return text.strip()
+    text = re.sub(r"<\|[^|<>]*\|>|</?(?:s|[a-z_]{2,})/?>", " ", text, flags=re.IGNORECASE)
+    text = text.strip()
+    return text if len(text) <= 2 * READ else f"{text[:READ]}\n{text[-READ:]}"
 
 
 _SAME = str.maketrans(

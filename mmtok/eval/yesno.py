@@ -24,7 +24,7 @@ _UNSURE = re.compile(
     r"|not (\w+ )?(sure|certain|clear|possible|enough|confident)|no idea|no way to (tell|know)"
     r"|n't (know|tell|say)|not (know|tell|say)|depends"
     r"|(may|could) (be|have|contain|show|not)|(hard|difficult|impossible|tough) to|unable to"
-    r"|sorry|apologi[sz]e|insufficient|as an ai|language model)\b"
+    r"|insufficient|as an ai|language model)\b"
     r"|(can't|cannot|can not|couldn't|could not|won't|will not|unable to) (\w+ )?(tell|say|know"
     r"|answer|determine|help|assist|confirm|verify|be (determined|sure)|decide|provide|comply"
     r"|(see|view|access|open|process|analy[sz]e) (the |this |that |any |your |an )?"
@@ -37,8 +37,8 @@ _HARD = {
 }
 _HARD_YES = r"(?P<yes>yes|yep|yeah|yup|yea|true)(?![\w'-])"
 _HARD_NO = (
-    r"(?P<no>nope|nah|false|(?<=\ba )no(?= from| for|\W*$)|no(?=\W*$|\s*[,.!:;)\"'/]|\s+-"
-    r"|\s+(there|it|i|the|this|that|they|we|because|since|as|not)\b))(?![\w'])"
+    r"(?P<no>nope|nah|false|(?<=\ba )no(?= from| for|\W*$)|no(?=\W*$|\s*[,.!:;)\"'/]|\s+[-(]"
+    r"|\s+(there|it|i|the|this|that|they|we|because|since|as|not|yes|no)\b))(?![\w'])"
 )
 _HARD_WORD = re.compile(rf"(?<![\w'-])(?:{_HARD_YES}|{_HARD_NO})")
 _SOFT = (
@@ -46,14 +46,16 @@ _SOFT = (
         re.compile(
             r"^((certainly|absolutely|definitely|surely|of course|probably|apparently|clearly|i"
             r"( am|'m)? (think|believe|guess|afraid|suppose|would say)|most likely|likely),? not"
-            r"|(i )?(do not|don't) (think|believe) so|not (at all|really|that i)|none|negative"
-            r"|never|incorrect|wrong|not (true|correct|right))\b"
+            r"|(i )?(do not|don't) (think|believe) so|not (at all|really|that i)|none"
+            r"|no way(?! to)|negative|never|incorrect|wrong|not (correct|right)"
+            r"|(that|this|it)( is|'s)( not|n't) (correct|right))\b"
         ),
         "no",
     ),
     (
         re.compile(
-            r"^(certainly|absolutely|definitely|surely|sure|of course|indeed|correct|right|exactly"
+            r"^(that's |that is |this is |it is |it's )?(certainly|absolutely|definitely"
+            r"|surely|sure|of course|indeed|correct|right|exactly"
             r"|affirmative|positive|undoubtedly|for sure|i (think|believe|guess) so)(\W|$)"
         ),
         "yes",
@@ -192,13 +194,17 @@ def _about(sentences: list[str], thing: Asked) -> list[str]:
 
 
 def _clause(clause: str, thing: Asked) -> str | None:
+    if doubted := re.search(rf"{_NOT} (?:think|believe|suppose|true|the case)(?: that)? ", clause):
+        rest = _clause(clause[doubted.end() :], thing)
+        return {"yes": "no", "no": "yes"}.get(rest or "")
     if thing.words and re.search(thing.pattern, clause):
         if not thing.existence:
             return _property(clause, thing)
         if _denied(clause, thing.pattern):
             return "no"
         words = {singular(w) for w in re.findall(r"[\w-]+", clause)}
-        return "yes" if words >= set(thing.words) else None
+        bare = words <= {*thing.words, "yes", "no"}
+        return "yes" if words >= set(thing.words) and not bare else None
     if thing.words:
         return _elliptic(clause)
     if _elliptic(clause) == "no" or re.search(rf"{_NOT}|\b(no|without|absent|lacks?)\b", clause):
@@ -221,10 +227,13 @@ def _denied(clause: str, thing: str) -> bool:
     gap = r"(?: (?!and\b)[\w-]+){0,3}? "
     ways = (
         rf"\b(no|zero|0|neither|nor|without|lacks?|lacking|devoid of|instead of|rather than|free of"
-        rf"|absence of|no sign of|hardly any|missing)(?: (?!and\b)[\w-]+){{0,2}}? {thing}",
+        rf"|absence of|hardly any|missing)(?: (?!and\b)[\w-]+){{0,2}}? {thing}",
+        r"\bno (?:sign|evidence|trace|indication|hint|presence)s? (?:of|that) (?:\w+ ){0,2}"
+        f"{thing}",
         rf"{_NOT}(?: (?:a|an|any|the|one|single|even|actually|really|of|be|to))* {thing}",
-        rf"(?:{_NOT}|fails? to|unable to)(?: \w+)?? {_SEEN}{gap}{thing}",
-        rf"(?:{_NOT}|fails? to)(?: \w+)?? {_SEEN} {thing}",
+        rf"(?:{_NOT}|fails? to|unable to)(?: \w+){{0,3}}? {_SEEN}{gap}{thing}",
+        rf"{_NOT} (?:seem|appear|look)\w* (?:to|like)(?: \w+){{1,4}}? {thing}",
+        rf"\bnone of (?:the|these|those|them)\b.*{thing}",
         rf"(?:is|are|was|were)(?:n't| not)(?: [\w-]+){{0,3}}? {thing}",
         rf"{thing}[^,]*?(?:{_NOT})(?: be| to be| being| currently| actually| clearly)*"
         rf" (?:{_THERE}|{_SEEN})",
@@ -236,7 +245,7 @@ def _denied(clause: str, thing: str) -> bool:
 
 
 _NOTHING = re.compile(
-    rf"^(nothing|none|nowhere|absent|missing|not {_THERE})\b"
+    rf"^(nothing|none|nowhere|absent|missing|not {_THERE}|no such)\b|^(zero|0)$|\bno such\b"
     rf"|^(there|it|they|he|she|this|that|these|those)( (is|are|was|were)|'s)?(n't| not| cannot)"
     rf"( (be )?(one|any|{_THERE}|such)\b|$)"
     rf"|{_NOT} {_SEEN} (one|any|it|that|such|this|them|anything)\b(?! \w+ing)"
@@ -244,7 +253,7 @@ _NOTHING = re.compile(
     r"|\bnot the case\b|^(only|just) "
 )
 _SOMETHING = re.compile(
-    rf"^(it is |it's |they are |is |are )?{_THERE}$"
+    rf"^(it is |it's |they are |is |are )?{_THERE}$|^(one|two|three|four|five|several|[1-9])$"
     r"|^(there|it|that|they)( is|'s| are| does)( indeed)?( one| two| some| several)?$"
     rf"|\b(there('s| is)|i( can)? see|shows?|contains?) (one|it|them|several|two)\b"
 )
