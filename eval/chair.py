@@ -39,6 +39,7 @@ class Chair(Task):
             Longer captions hallucinate more: compare at equal length.
     """
 
+    scoring: ClassVar[tuple[str, ...]] = ("cut_sentence",)
     paths: ClassVar[tuple[str, ...]] = ("questions", "media", "subtitles", "captions")
 
     captions: Path | None = None
@@ -100,18 +101,21 @@ class Chair(Task):
     def notes(self, rows: Sequence[Row]) -> list[str]:
         """Whether cut sentences were left out, and how many captions end in one."""
         texts = [str(row["answer"]) for row in rows if "answer" in row]
-        cut = sum(whole_sentences(text) != text.strip() for text in texts)
-        done = "left out" if self.cut_sentence else "counted (cut_sentence=True leaves them out)"
+        cut = sum(not re.search(_END + "$", text.strip()) for text in texts)
+        done = "counted (cut_sentence=True leaves them out)"
+        if self.cut_sentence:
+            done = "left out (unless it is the only one)"
         return [f"{cut} of {len(texts)} captions end in an unfinished sentence, which is {done}"]
 
 
+_END = r"[.!?][\"')\]]*"
 _COUNTS = ("captions", "with_false", "mentions", "false", "there", "named", "words")
 
 
 def whole_sentences(caption: str) -> str:
     """The caption up to its last full stop; as it is where there is none."""
     text = caption.strip()
-    found = re.match(r"(?s).*[.!?][\"')\]]*(?=\s|$)", text)
+    found = re.match(rf"(?s).*{_END}(?=\s|$)", text)
     return found[0] if found else text
 
 

@@ -125,6 +125,9 @@ def _prepare(
 @app.command("score")
 def score(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Predictions of a run.")],
+    task: Annotated[
+        str | None, typer.Option(help='Score as another task, such as "chair(cut_sentence=True)".')
+    ] = None,
     parser: Parser = "robust",
     draws: Draws = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
@@ -140,14 +143,16 @@ def score(
     tasks = {run.settings["task"] for run in runs}
     if len(tasks) > 1:
         raise InputError(f"files of several tasks ({', '.join(sorted(tasks))}): score them apart")
-    _show(report(build(tasks.pop()), runs, parser=parser, draws=draws, seed=seed), as_json)
+    same = build(tasks.pop(), **runs[0].settings["scoring"]) if task is None else build(task)
+    _show(report(same, runs, parser=parser, draws=draws, seed=seed), as_json)
 
 
 def _show(made: Report, as_json: bool) -> None:
     from mmtok.eval.table import card_lines, difference_lines, score_lines, shared_facts
 
     say("\n" + "\n".join(shared_facts(made)) + "\n")
-    say(columns(card_lines(made)))
+    if len(lines := card_lines(made)) > 1:
+        say(columns(lines))
     say(columns(score_lines(made)))
     if made.differences:
         say(columns(difference_lines(made)))

@@ -29,6 +29,7 @@ def settings(
     pixels = [width * height for width, height in sizes]
     return {
         "task": task.name,
+        "scoring": {name: getattr(task, name) for name in task.scoring},
         "questions": len(items),
         "prompt_hash": prompt_hash(task, items),
         "suffix": task.suffix,

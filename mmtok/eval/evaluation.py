@@ -18,7 +18,7 @@ from mmtok.eval.card import settings, summary
 from mmtok.eval.parsing import check_parser
 from mmtok.eval.records import read_records
 from mmtok.eval.runner import Progress, Run, cost_file, run
-from mmtok.eval.scoring import paired, score
+from mmtok.eval.scoring import paired, score, shared_questions
 
 if TYPE_CHECKING:
     from mmtok.models.lvlm import LVLM
@@ -182,7 +182,7 @@ def report(
         draws: of the bootstrap.
 
     Raises:
-        InputError: a run is empty, doubled, or does not answer the same questions as its baseline.
+        InputError: a run is empty, or answers a question twice.
     """
     rows = [line for one in runs for line in _lines(task, one, parser, seed, draws)]
     by_name = {one.settings["reduce"]: one for one in runs}
@@ -193,9 +193,13 @@ def report(
         pairs.append((runs[0], chance))
     differences = []
     for one, other in pairs:
-        names = {"reduce": one.settings["reduce"], "against": other.settings["reduce"]}
-        found = paired(task, one.rows, other.rows, parser=parser, draws=draws, seed=seed)
-        differences += [names | line for line in found]
+        names: dict[str, Any] = {"reduce": one.settings["reduce"]}
+        names["against"] = other.settings["reduce"]
+        sides = shared_questions(one.rows, other.rows)
+        names["partial"] = len(sides[0]) < max(len(one.rows), len(other.rows))
+        if sides[0]:
+            found = paired(task, *sides, parser=parser, draws=draws, seed=seed)
+            differences += [names | line for line in found]
     return Report(task, parser, list(runs), rows, differences)
 
 

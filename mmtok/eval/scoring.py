@@ -93,6 +93,15 @@ def paired(
     return table
 
 
+def shared_questions(
+    rows: Sequence[Row], others: Sequence[Row]
+) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Both sides without the questions that the other, cut short, does not answer."""
+    keys = {_key(row) for row in rows} & {_key(row) for row in others}
+    one, two = ([row for row in side if _key(row) in keys] for side in (rows, others))
+    return one, two
+
+
 def check_rows(rows: Sequence[Row]) -> None:
     """Refuse nothing at all, and questions answered twice.
 

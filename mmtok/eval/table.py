@@ -81,7 +81,7 @@ def _facts(facts: Mapping[str, Any]) -> dict[str, str]:
                 flops, ms = spent.get("flops_analytic"), spent.get("device_ms")
                 work = "" if flops is None else si(flops, "FLOP")
                 found[stage] = f"{work:>12}" + ("" if ms is None else f" {ms:8.2f} ms")
-        elif name not in _HIDDEN and value not in ("", None):
+        elif name not in _HIDDEN and value not in ("", None, {}):
             found[name] = _plain(value)
     return found
 

@@ -6,9 +6,7 @@ import json
 import re
 import unicodedata
 
-_REASONING = re.compile(r"<(think|thinking|reasoning|thought)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_UNFINISHED = re.compile(r"<(think|thinking|reasoning|thought)>.*\Z", re.DOTALL | re.IGNORECASE)
-_LEFT_OPEN = re.compile(r"\A.*</(think|thinking|reasoning|thought)>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<(/?)(think|thinking|reasoning|thought)>", re.IGNORECASE)
 _TAGGED = re.compile(r"<answer>(.*?)(</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 _LATEX = re.compile(r"\\(?:boxed|text|textbf|mathbf|mathrm|fbox)\s*\{([^{}]*)\}")
 _ANSWER_KEYS = ("final_answer", "answer", "response", "prediction", "choice", "option", "output")
@@ -42,7 +40,7 @@ def clean(text: str) -> str:
     """The answer in plain words; "" where nothing is left, as after reasoning that never ended."""
     text = unicodedata.normalize("NFKC", text[:LONGEST])
     text = text.translate(_SAME)
-    text = _UNFINISHED.sub("", _LEFT_OPEN.sub("", _REASONING.sub("", text)))
+    text = _without_reasoning(text)
     if found := _TAGGED.search(text):
         text = found[1]
     text = _from_json(text)
@@ -53,6 +51,24 @@ def clean(text: str) -> str:
     text = re.sub(r"<\|[^|<>]*\|>|</?(?:s|[a-z_]{2,})/?>", " ", text, flags=re.IGNORECASE)
     text = text.strip()
     return text if len(text) <= 2 * READ else f"{text[:READ]}\n{text[-READ:]}"
+
+
+def _without_reasoning(text: str) -> str:
+    """What stands outside the tags; nothing behind a tag that is never closed, nor before a
+    closing one without an opening one.
+    """
+    outside, start, depth = [], 0, 0
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            if depth == 0:
+                outside.append(text[start : tag.start()])
+            depth += 1
+            continue
+        if depth == 0:
+            outside.clear()
+        depth = max(depth - 1, 0)
+        start = tag.end()
+    return " ".join([*outside, text[start:]] if depth == 0 else outside)
 
 
 _SAME = str.maketrans(

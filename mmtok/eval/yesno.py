@@ -230,7 +230,8 @@ def _denied(clause: str, thing: str) -> bool:
         rf"|absence of|hardly any|missing)(?: (?!and\b)[\w-]+){{0,2}}? {thing}",
         r"\bno (?:sign|evidence|trace|indication|hint|presence)s? (?:of|that) (?:\w+ ){0,2}"
         f"{thing}",
-        rf"{_NOT}(?: (?:a|an|any|the|one|single|even|actually|really|of|be|to))* {thing}",
+        rf"{_NOT}(?: (?:a|an|any|the|one|single|even|actually|really|of|be|to|on|in|with|near|using"
+        rf"|riding|holding|wearing|carrying))* {thing}",
         rf"(?:{_NOT}|fails? to|unable to)(?: \w+){{0,3}}? {_SEEN}{gap}{thing}",
         rf"{_NOT} (?:seem|appear|look)\w* (?:to|like)(?: \w+){{1,4}}? {thing}",
         rf"\bnone of (?:the|these|those|them)\b.*{thing}",
