@@ -2,125 +2,63 @@
 
     python benchmarks/scenes.py [--reduce todre random stride downsample] [--keep 1 0.5 ...]
 
-Answers are compared word for word; an existence answer that is neither yes nor no counts as wrong
-and is shown. Intervals are 95% bootstrap intervals clustered by picture or clip.
+Runs and scores `mmtok eval scenes` and `scenes-video`; a run that was cut off goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from card import card, markdown, save
 
 import mmtok
-from mmtok.io.image import load_image
-from mmtok.io.video import load_video
+from mmtok.eval import build, evaluate
+from mmtok.eval.card import summary
 
-PACK = Path(str(files("mmtok.eval.methods") / "data" / "scenes"))
-EXISTENCE = ("random", "popular", "adversarial")
+ALL_MEDIA = 440  # pictures and clips of the pack
 SCORES = ("existence F1", "colour", "count", "where", "number", "clip")
+Scores = dict[str, tuple[float, float, float]]
 
 
-def questions(limit: int | None) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (PACK / "questions.jsonl").read_text().splitlines()]
-    if limit is None:
-        return rows
-    media = sorted({row.get("image") or row["video"] for row in rows})
-    chosen = set(media[:: max(len(media) // limit, 1)])
-    return [row for row in rows if (row.get("image") or row["video"]) in chosen]
-
-
-def batches(rows: list[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    """Questions of like length together, clips apart from images."""
-    for kind, most in (("image", size), ("video", max(size // 8, 1))):
-        some = sorted((r for r in rows if kind in r), key=lambda r: (len(r["text"]), r["text"]))
-        yield from (some[i : i + most] for i in range(0, len(some), most))
-
-
-def answer(lvlm: Any, reduce: str | None, rows: list[dict[str, Any]], size: int) -> dict[str, Any]:
-    """Predictions by question id, and the run's cost."""
-    pipe = mmtok.Pipeline(lvlm, reduce=reduce)
-    said, cost = {}, defaultdict(float)
-    unique = {prompt(row): row for row in rows}  # the settings of POPE share questions
-    for batch in batches(list(unique.values()), size):
-        prompts = [
-            ([load_image(PACK / r["image"])], None, r["text"])
-            if "image" in r
-            else (None, [load_video(PACK / r["video"], frames=8).frames], r["text"])
-            for r in batch
-        ]
-        out = pipe.generate_batch(prompts, max_new_tokens=6)
-        kind = "image" if "image" in batch[0] else "clip"
-        stages = {stage.stage: stage for stage in out.ledger.stages}
-        cost[f"{kind} tokens"] += out.ledger.meta["visual_tokens"]["out"]
-        cost[f"{kind} n"] += len(batch)
-        cost["flops"] += out.ledger.total.flops_analytic or 0
-        cost["prefill flops"] += stages["prefill"].flops_analytic or 0
-        cost["ms"] += sum(s.device_ms or 0 for s in out.ledger.stages if s.stage != "source")
-        said |= {prompt(r): text for r, text in zip(batch, out.texts, strict=True)}
-    return {"said": {r["question_id"]: said[prompt(r)] for r in rows}, "cost": cost}
-
-
-def prompt(row: dict[str, Any]) -> tuple[str, str]:
-    return row.get("image") or row["video"], row["text"]
-
-
-def right(row: dict[str, Any], text: str) -> bool:
-    return text.strip().rstrip(".").lower() == str(row["label"]).lower()
-
-
-def f1(truth: np.ndarray, guess: np.ndarray) -> float:
-    hit = float((truth & guess).sum())
-    return 2 * hit / max(float(truth.sum() + guess.sum()), 1.0)
-
-
-def scores(rows: list[dict[str, Any]], said: dict[int, str]) -> dict[str, Any]:
-    """Each score, F1 as the mean over the three splits, with its clustered interval."""
-    rng = np.random.default_rng(0)
-    table: dict[str, Any] = {}
-    groups = {name: [r for r in rows if r["split"] == name] for name in SCORES[1:]}
-    for name, some in groups.items():
-        values = np.array([right(r, said[r["question_id"]]) for r in some], dtype=float)
-        media = np.unique([r.get("image") or r["video"] for r in some], return_inverse=True)[1]
-        table[name] = (values.mean(), *interval(media, lambda i, v=values: v[i].mean(), rng))
-    some = [r for r in rows if r["split"] in EXISTENCE]
-    truth = np.array([r["label"] == "yes" for r in some])
-    words = [said[r["question_id"]].strip().rstrip(".").lower() for r in some]
-    guess = np.array([w == "yes" for w in words])
-    split = np.array([EXISTENCE.index(r["split"]) for r in some])
-
-    def mean_f1(i: np.ndarray) -> float:
-        return float(
-            np.mean([f1(truth[i][split[i] == s], guess[i][split[i] == s]) for s in range(3)])
+def reports(lvlm: Any, reduce: str | None, args: argparse.Namespace) -> dict[str, Any]:
+    """The report of each task, un-compared: this page has its own baselines."""
+    made = {}
+    for name in ("scenes", "scenes-video"):
+        task = build(name)
+        limit = args.limit and max(len(task.items()) * args.limit // ALL_MEDIA, 1)
+        made[name] = evaluate(
+            lvlm, task, reduce, out=args.out, batch=args.batch, limit=limit, baselines=False
         )
-
-    media = np.unique([r["image"] for r in some], return_inverse=True)[1]
-    table["existence F1"] = (mean_f1(np.arange(len(some))), *interval(media, mean_f1, rng))
-    table["yes ratio"] = guess.mean()
-    table["unreadable"] = sum(w not in ("yes", "no") for w in words)
-    return table
+    return made
 
 
-def interval(
-    cluster: np.ndarray, statistic: Any, rng: Any, draws: int = 400
-) -> tuple[float, float]:
-    """95% bootstrap interval of statistic(indices), whole clusters drawn."""
-    members = [np.flatnonzero(cluster == c) for c in range(cluster.max() + 1)]
-    values = [
-        statistic(
-            np.concatenate([members[c] for c in rng.integers(len(members), size=len(members))])
-        )
-        for _ in range(draws)
-    ]
-    return float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))
+def scores(made: dict[str, Any]) -> tuple[Scores, float, int]:
+    """Each score with its interval, the share of yes, and unreadable existence answers."""
+    lines = {line["split"]: line for report in made.values() for line in report.rows}
+    table = {
+        "existence F1": _cell(lines["mean"], "f1"),
+        "clip": _cell(lines["overall"], "accuracy"),
+    }
+    table |= {name: _cell(lines[name], "accuracy") for name in SCORES if name in lines}
+    return table, lines["pooled"]["yes_ratio"], lines["pooled"]["unreadable"]
+
+
+def _cell(line: dict[str, Any], name: str) -> tuple[float, float, float]:
+    return (line[name], *line[f"{name}_ci"])
+
+
+def costs(made: dict[str, Any]) -> dict[str, Any]:
+    """Tokens of a picture and of a clip; FLOPs and ms of a question, over both tasks."""
+    runs = [report.runs[0] for report in made.values()]
+    each = [summary(run.rows, run.costs) for run in runs]
+    shares = [len(run.rows) / sum(len(r.rows) for r in runs) for run in runs]
+    mean = {
+        name: sum(share * cost[name] for share, cost in zip(shares, each, strict=True))
+        for name in ("prefill_flops", "flops", "ms")
+    }
+    return mean | {"tokens": " / ".join(f"{cost['visual_tokens']:.0f}" for cost in each)}
 
 
 def main() -> None:
@@ -131,20 +69,22 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only about so many pictures and clips")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", default="eval_out", help="folder of the predictions")
     args = parser.parse_args()
     lvlm = mmtok.load(args.model, device=args.device)
-    rows = questions(args.limit)
     header = ["method", "keep", "tokens image / clip", *SCORES, "yes ratio", "unreadable"]
     table = [[*header, "prefill GFLOP", "all GFLOP", "ms"]]
-    found: dict[tuple[str, float], dict[str, Any]] = {}
+    found: dict[tuple[str, float], Scores] = {}
+    questions = 0
     began = time.time()
     for name, keep in [("none", 1.0), *((m, k) for k in args.keep for m in args.reduce)]:
-        run = answer(lvlm, None if name == "none" else f"{name}(keep={keep})", rows, args.batch)
-        found[name, keep] = scores(rows, run["said"])
-        table.append(line(name, keep, found[name, keep], run["cost"]))
+        made = reports(lvlm, None if name == "none" else f"{name}(keep={keep})", args)
+        questions = sum(len(report.runs[0].rows) for report in made.values())
+        found[name, keep], yes_ratio, unreadable = scores(made)
+        table.append(line(name, keep, found[name, keep], yes_ratio, unreadable, costs(made)))
         print(f"{time.time() - began:.0f} s {name} {keep}", flush=True)
     suffix = "" if args.device == "cpu" else f"_{args.device}"
-    text = card(f"Held-out scenes: {args.model}, {len(rows)} questions")
+    text = card(f"Held-out scenes: {args.model}, {questions} questions")
     text += (
         "Existence F1 is the mean over POPE's three settings, the others are accuracies, in "
         "percent with 95% bootstrap intervals clustered by picture or clip. Cost is per question: "
@@ -153,23 +93,20 @@ def main() -> None:
     save(f"scenes{suffix}.md", text + markdown(table) + "\n" + verdict(found, args.keep))
 
 
-def line(name: str, keep: float, score: dict[str, Any], cost: Any) -> list[str]:
-    n = cost["image n"] + cost["clip n"]
+def line(
+    name: str, keep: float, score: Scores, yes_ratio: float, unreadable: int, cost: dict[str, Any]
+) -> list[str]:
     cells = [
         f"{100 * v:.1f} ({100 * a:.1f}-{100 * b:.1f})" for v, a, b in (score[s] for s in SCORES)
     ]
-    tokens = " / ".join(
-        f"{cost[f'{k} tokens'] / cost[f'{k} n']:.0f}" for k in ("image", "clip") if cost[f"{k} n"]
-    )
-    costs = [f"{cost['prefill flops'] / n / 1e9:.3f}", f"{cost['flops'] / n / 1e9:.3f}"]
-    ratio = f"{100 * score['yes ratio']:.1f}"
+    spent = [f"{cost['prefill_flops'] / 1e9:.3f}", f"{cost['flops'] / 1e9:.3f}"]
     return [
-        *(name, f"{keep:.0%}", tokens, *cells, ratio, str(score["unreadable"])),
-        *(*costs, f"{cost['ms'] / n:.1f}"),
+        *(name, f"{keep:.0%}", cost["tokens"], *cells, f"{100 * yes_ratio:.1f}", str(unreadable)),
+        *(*spent, f"{cost['ms']:.1f}"),
     ]
 
 
-def verdict(found: dict[tuple[str, float], dict[str, Any]], keeps: list[float]) -> str:
+def verdict(found: dict[tuple[str, float], Scores], keeps: list[float]) -> str:
     """Where a method does not beat random: its score is inside or below random's interval."""
     lines = []
     for name in dict.fromkeys(m for m, _ in found if m not in ("none", "random")):

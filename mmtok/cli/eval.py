@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
-from mmtok.cli.output import answer, columns, quiet, say
+from mmtok.cli.output import answer, quiet, say
 
 if TYPE_CHECKING:
     from mmtok.eval.evaluation import Report
@@ -149,13 +149,14 @@ def score(
 
 def _show(made: Report, as_json: bool) -> None:
     from mmtok.eval.table import card_lines, difference_lines, score_lines, shared_facts
+    from mmtok.table import render
 
     say("\n" + "\n".join(shared_facts(made)) + "\n")
     if len(lines := card_lines(made)) > 1:
-        say(columns(lines))
-    say(columns(score_lines(made)))
+        say(render(lines))
+    say(render(score_lines(made)))
     if made.differences:
-        say(columns(difference_lines(made)))
+        say(render(difference_lines(made)))
     facts = made.to_dict()
     for note in facts["notes"]:
         say(note)
