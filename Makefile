@@ -44,6 +44,7 @@ bench:
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/lfq_memory.py
 	$(BIN)/python benchmarks/codecs.py
+	$(BIN)/python benchmarks/eval.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
