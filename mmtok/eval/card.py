@@ -54,7 +54,7 @@ def settings(
 
 def prompt_hash(task: Task, items: Sequence[Item]) -> str:
     """SHA-256 over the questions as asked, in the benchmark's order, first 16 digits."""
-    facts = [[*item.key, item.medium, item.text, str(task.subtitles)] for item in items]
+    facts = [[*item.key, item.medium, item.text, task.subtitles is not None] for item in items]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

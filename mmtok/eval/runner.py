@@ -120,8 +120,10 @@ def _ask(
     result = pipe.generate_batch(made, max_new_tokens=task.max_new_tokens)
     rows = []
     counts = tokens_per_prompt(result.reduction)
-    for prompt, text, (seen, kept) in zip(prompts, result.texts, counts, strict=True):
-        facts = {"batch": batch.number, "answer": text, "visual_tokens": [seen, kept]}
+    for prompt, asked, text, count in zip(prompts, made, result.texts, counts, strict=True):
+        facts = {"batch": batch.number, "answer": text, "visual_tokens": list(count)}
+        if asked[2] != prompt[0].text:  # subtitles at the sampled frames, for one
+            facts["prompt"] = asked[2]
         rows += [item.facts() | facts for item in prompt]
     return rows, [result]
 

@@ -15,6 +15,8 @@ from mmtok.eval.bootstrap import DRAWS, interval, resample, weights
 from mmtok.eval.parsing import PARSERS, check_parser
 
 Array = NDArray[np.float64]
+DETAIL = ": "
+"""In the name of a group that is a finer view, such as "domain: Sports"."""
 Draws = dict[str, dict[str, Array]]
 """Group -> score -> its value on the data and on every draw."""
 
@@ -152,7 +154,12 @@ def _groups(task: Task, rows: Sequence[Row]) -> dict[str, list[Row]]:
     for row in rows:
         for name in task.groups(row):
             groups.setdefault(name, []).append(row)
-    return groups
+    known = [part for _, parts in task.summaries.values() for part in parts]
+
+    def order(name: str) -> tuple[int, str]:
+        return (known.index(name) if name in known else len(known) + (DETAIL in name), name)
+
+    return {name: groups[name] for name in sorted(groups, key=order)}
 
 
 def _readability(task: Task, rows: Sequence[Row], parser: str) -> dict[str, int]:

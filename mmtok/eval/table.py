@@ -7,6 +7,7 @@ from typing import Any
 
 from mmtok.accounting.ledger import si
 from mmtok.eval.evaluation import Report, card
+from mmtok.eval.scoring import DETAIL
 
 _COUNTS = ("unreadable", "differ", "failed")
 _NOT_SCORES = (
@@ -26,11 +27,13 @@ def score_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def score_lines(report: Report) -> list[list[str]]:
-    """Header and one line per variant and split; the first score with its 95% interval."""
+    """Header and one line per variant and split, finer groups apart."""
     names = score_names(report.rows)
     cost = ["tokens", "prefill FLOPs", "ms"]
     lines = [["reduce", "split", "n", *names, *_COUNTS, *cost]]
     for row in report.rows:
+        if DETAIL in row["split"]:
+            continue
         scores = [number(row.get(name), _interval(row, name)) for name in names]
         counts = [str(row[name]) for name in _COUNTS]
         mark = " (partial)" if row["partial"] else ""
@@ -51,6 +54,8 @@ def difference_lines(report: Report) -> list[list[str]]:
     names = [name for name in names if name != "against"]
     lines = [["reduce", "minus", "split", *names]]
     for row in report.differences:
+        if DETAIL in row["split"]:
+            continue
         scores = [number(row.get(name), _interval(row, name), "+") for name in names]
         lines.append([short(row["reduce"]), short(row["against"]), row["split"], *scores])
     return lines
