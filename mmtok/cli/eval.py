@@ -34,7 +34,23 @@ app = typer.Typer(
     help="Score a reducer on a benchmark: mmtok eval TASK, or mmtok eval score FILE.",
 )
 
+Questions = Annotated[Path | None, typer.Option(help="File or folder of questions.")]
+MediaFolder = Annotated[
+    Path | None, typer.Option("--images", "--videos", help="Folder of the pictures or videos.")
+]
+Suffix = Annotated[str | None, typer.Option(help="Appended to each question.")]
+Subtitles = Annotated[Path | None, typer.Option(help="Folder of .srt files.")]
+LongestAnswer = Annotated[int | None, typer.Option("--max-new-tokens", help="Longest answer.")]
+Batch = Annotated[int, typer.Option(help="Pictures (or frames) in a forward pass.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many questions.")]
+NoBaselines = Annotated[
+    bool, typer.Option("--no-baselines", help="Without the un-pruned model and random.")
+]
+Out = Annotated[Path, typer.Option(help="Folder of the predictions.")]
 Parser = Annotated[str, typer.Option("--parser", help="robust, strict or official.")]
+Seed = Annotated[
+    int, typer.Option("--seed", help="Of random selection, the bootstrap and --dummy's weights.")
+]
 Draws = Annotated[int, typer.Option("--draws", help="Of the bootstrap.")]
 
 
@@ -44,45 +60,45 @@ def task(
     model: opt.Model = "tiny",
     dummy: opt.Dummy = False,
     reduce: opt.Reduce = [],  # noqa: B006  # typer copies it
-    questions: Annotated[Path | None, typer.Option(help="File (or folder) of questions.")] = None,
-    media: Annotated[
-        Path | None, typer.Option("--images", "--videos", help="Folder of the pictures or videos.")
-    ] = None,
-    suffix: Annotated[str | None, typer.Option(help="Appended to each question.")] = None,
-    subtitles: Annotated[Path | None, typer.Option(help="Folder of .srt files.")] = None,
+    questions: Questions = None,
+    media: MediaFolder = None,
+    suffix: Suffix = None,
+    subtitles: Subtitles = None,
     frames: opt.Frames = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
-    batch: Annotated[int, typer.Option(help="Pictures (or frames) in a forward pass.")] = 32,
-    limit: Annotated[int | None, typer.Option(help="At most so many questions.")] = None,
-    no_baselines: Annotated[
-        bool, typer.Option("--no-baselines", help="Without the un-pruned model and random.")
-    ] = False,
+    max_new_tokens: LongestAnswer = None,
+    batch: Batch = 32,
+    limit: Limit = None,
+    no_baselines: NoBaselines = False,
     parser: Parser = "robust",
     draws: Draws = 1000,
-    out: Annotated[Path, typer.Option(help="Folder of the predictions.")] = Path("eval_out"),
+    out: Out = Path("eval_out"),
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
-    seed: opt.Seed = 0,
+    seed: Seed = 0,
     as_json: opt.Json = False,
 ) -> None:
     """Run a task (`mmtok eval TASK`); a run that was cut off goes on."""
     at_least("--batch", batch)
     at_least("--draws", draws, 0)
+    at_least("--limit", 1 if limit is None else limit)
     given = {"questions": questions, "media": media, "suffix": suffix, "frames": frames}
-    given |= {"max_new_tokens": max_new_tokens, "subtitles": subtitles}
-    lvlm, chosen = _prepare(name, given, limit, parser, reduce, model, dummy, device, dtype, seed)
+    chosen = _task(name, given | {"max_new_tokens": max_new_tokens, "subtitles": subtitles}, parser)
+    lvlm = _model(reduce, model, dummy=dummy, device=device, dtype=dtype, seed=seed)
     from mmtok.eval import evaluate
     from mmtok.eval.progress import reporter
     from mmtok.eval.table import short
 
+    options: dict[str, Any] = {
+        "out": out,
+        "batch": batch,
+        "limit": limit,
+        "baselines": not no_baselines,
+    }
     made = evaluate(
         lvlm,
         chosen,
         reduce,
-        out=out,
-        batch=batch,
-        limit=limit,
-        baselines=not no_baselines,
+        **options,
         parser=parser,
         seed=seed,
         draws=draws,
@@ -91,35 +107,27 @@ def task(
     _show(made, as_json)
 
 
-def _prepare(
-    name: str,
-    given: dict[str, Any],
-    limit: int | None,
-    parser: str,
-    reduce: list[str],
-    model: str,
-    dummy: bool,
-    device: str,
-    dtype: str,
-    seed: int,
-) -> tuple[Any, Any]:
-    """The model and the task, once everything the user gave is known to make sense."""
+def _task(name: str, given: dict[str, Any], parser: str) -> Any:
+    """The task, once its files are known to be there."""
     from mmtok.eval import build
     from mmtok.eval.base import check_items
     from mmtok.eval.parsing import check_parser
 
     check_parser(parser)
-    if limit is not None:
-        at_least("--limit", limit)
     chosen = build(name, **given)
     check_items(chosen.items())
+    return chosen
+
+
+def _model(reduce: list[str], model: str, **options: Any) -> Any:
+    """The model, once the reducers are known to exist."""
     quiet()
     from mmtok import load
-    from mmtok.pruning import build as build_reducers
+    from mmtok.pruning import build
 
-    build_reducers(reduce)
+    build(reduce)
     say(f"loading {model} ...")
-    return load(model, dummy=dummy, device=device, dtype=dtype, seed=seed), chosen
+    return load(model, **options)
 
 
 @app.command("score")
