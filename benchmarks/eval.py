@@ -24,6 +24,8 @@ from mmtok.eval.runner import run
 
 SIDES = ("one by one", "batches", "batches, shared questions once")
 
+RATIOS = ("ratio of batches", "ratio of mmtok eval")
+
 
 def answers(pipe: Any, task: Any, plan: Any, file: Path) -> tuple[dict[Any, str], float]:
     """Answers by question, and how long they took in seconds."""
@@ -65,7 +67,7 @@ def main() -> None:
         side: plan_batches(items, size, lvlm.config, task.frames, share=share)
         for side, (size, share) in sizes.items()
     }
-    table = [["method", *(f"{side}, /s" for side in SIDES), "ratio", "ratio", "differ"]]
+    table = [["method", *(f"{side}, /s" for side in SIDES), *RATIOS, "differ"]]
     for spec in args.reduce:
         pipe = mmtok.Pipeline(lvlm, None if spec == "none" else spec)
         seconds, apart = compare(pipe, task, plans, args.rounds)

@@ -14,6 +14,7 @@ from mmtok.cli.output import answer, quiet, say
 
 if TYPE_CHECKING:
     from mmtok.eval.evaluation import Report
+    from mmtok.eval.runner import Progress
 
 SOME_FAILED = 3
 
@@ -85,26 +86,17 @@ def task(
     chosen = _task(name, given | {"max_new_tokens": max_new_tokens, "subtitles": subtitles}, parser)
     lvlm = _model(reduce, model, dummy=dummy, device=device, dtype=dtype, seed=seed)
     from mmtok.eval import evaluate
+
+    options: dict[str, Any] = {"out": out, "batch": batch, "limit": limit, "parser": parser}
+    options |= {"baselines": not no_baselines, "seed": seed, "draws": draws}
+    _show(evaluate(lvlm, chosen, reduce, **options, progress=_progress), as_json)
+
+
+def _progress(spec: str) -> Progress:
     from mmtok.eval.progress import reporter
     from mmtok.eval.table import short
 
-    options: dict[str, Any] = {
-        "out": out,
-        "batch": batch,
-        "limit": limit,
-        "baselines": not no_baselines,
-    }
-    made = evaluate(
-        lvlm,
-        chosen,
-        reduce,
-        **options,
-        parser=parser,
-        seed=seed,
-        draws=draws,
-        progress=lambda spec: reporter(short(spec), say),
-    )
-    _show(made, as_json)
+    return reporter(short(spec), say)
 
 
 def _task(name: str, given: dict[str, Any], parser: str) -> Any:
