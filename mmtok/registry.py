@@ -62,9 +62,10 @@ class Registry:
             if (name := self._class_in(path)) is not None:
                 found[self._spelt(path.stem)] = f"{self.package}.{path.stem}:{name}"
         for point in entry_points(group=self.group):
-            if point.name in found:
-                raise ImportError(f"two {self.kind}s are called {point.name!r}")
-            found[point.name] = point.value
+            name = self._spelt(point.name)
+            if name in found:
+                raise ImportError(f"two {self.kind}s are called {name!r}")
+            found[name] = point.value
         return dict(sorted(found.items()))
 
     def _class_in(self, path: Path) -> str | None:
