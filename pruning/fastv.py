@@ -12,17 +12,14 @@ before K hold the full prompt in their caches.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from mmtok.errors import InputError
-from mmtok.pruning.base import DecoderStage, Reducer
+from mmtok.pruning.base import Reducer
+from mmtok.pruning.decoder import DecoderPrompt, DecoderStage, Reads, keeping
 from mmtok.pruning.rank import top
-
-if TYPE_CHECKING:
-    from mmtok.models.taps import LayerAttention
+from mmtok.tokens import Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,7 @@ class FastV(Reducer):
         if not isinstance(self.layer, int) or isinstance(self.layer, bool) or self.layer < 1:
             raise InputError(f"fastv: layer must be an int >= 1, got {self.layer!r}")
 
-    def in_decoder(self, layers: int) -> DecoderStage | None:
+    def in_decoder(self, layers: int) -> list[DecoderStage]:
         """One stage; none if all is kept.
 
         Raises:
@@ -50,30 +47,17 @@ class FastV(Reducer):
         if self.layer >= layers:
             raise InputError(f"fastv: layer must be below {layers}, the decoder's depth")
         if self.keeps_all:
-            return None
-        return DecoderStage(layer=self.layer - 1, rule=self._attended)
+            return []
+        reads = frozenset[Reads]({"attention"})
+        return [DecoderStage(layer=self.layer, rule=self._attended, reads=reads)]
 
     def decoder_schedule(self, layers: int, visual: int) -> list[int]:
         """All of them up to layer K, the kept ones from there on."""
         first = min(self.layer, layers)
         return [visual] * first + [self.keep_count(visual)] * (layers - first)
 
-    def _attended(self, attention: LayerAttention, visual: Tensor) -> Tensor:
-        keep = visual.clone()
-        for item, row in enumerate(visual):
-            places = row.nonzero().squeeze(1)
-            k = self.keep_count(len(places))
-            if 0 < k < len(places):
-                score = attention.rows(item, last_token(attention, item))[0, places]
-                keep[item, places] = False
-                keep[item, places[top(score, k)]] = True
-        return keep
-
-
-def last_token(attention: LayerAttention, item: int) -> Tensor:
-    """(1,) place of the last token of a prompt that is no padding: the last one a row may see."""
-    if attention.mask is None:
-        return torch.tensor([attention.key.shape[2] - 1], device=attention.key.device)
-    row = attention.mask[item if len(attention.mask) > 1 else 0][0, -1]
-    seen = row if row.dtype == torch.bool else row > -1e4
-    return seen.nonzero()[-1]
+    def _attended(self, prompt: DecoderPrompt) -> Selection:
+        k = self.keep_count(len(prompt.visual))
+        if k == len(prompt.visual):
+            return keeping(torch.arange(k, device=prompt.visual.device))
+        return keeping(top(prompt.rows(prompt.last)[0, prompt.visual], k))

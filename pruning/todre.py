@@ -13,18 +13,16 @@ seeded; positions of the survivors are the original ones; "text" is every token 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
-from mmtok.pruning.base import DecoderStage, Reducer, per_item, seeded
+from mmtok.pruning.base import Reducer, per_item, seeded
+from mmtok.pruning.decoder import DecoderPrompt, DecoderStage, Reads, keeping
 from mmtok.pruning.greedy import greedy_diverse, greedy_flops
 from mmtok.tokens import Query, Selection, VisualTokens
-
-if TYPE_CHECKING:
-    from mmtok.models.taps import LayerAttention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,38 +73,30 @@ class ToDRE(Reducer):
         k = self.keep_count(n)
         return greedy_flops(n, k, width) if k < n else 0
 
-    def in_decoder(self, layers: int) -> DecoderStage | None:
-        """Stage 2 at layer floor(7L/8); none if tau is 0, all is kept, or no layer would save."""
+    def in_decoder(self, layers: int) -> list[DecoderStage]:
+        """Stage 2 behind layer floor(7L/8); none if tau is 0, all is kept, or none would save."""
         layer = 7 * layers // 8
         if self.keeps_all or self.tau == 0 or layer >= layers - 1:
-            return None
-        return DecoderStage(layer=layer, rule=self._relevant)
+            return []
+        reads = frozenset[Reads]({"attention"})
+        return [DecoderStage(layer=layer + 1, rule=self._relevant, reads=reads)]
 
-    def _relevant(self, attention: LayerAttention, visual: Tensor) -> Tensor:
-        keep = visual.clone()
-        for item, row in enumerate(visual):
-            keep[item] &= max(task_relevance(attention, item, row)) >= self.tau
-        return keep
+    def _relevant(self, prompt: DecoderPrompt) -> Selection:
+        relevant = max(task_relevance(prompt)) >= self.tau
+        count = len(prompt.visual) if relevant else 0
+        return keeping(torch.arange(count, device=prompt.visual.device))
 
 
-def task_relevance(attention: LayerAttention, item: int, visual: Tensor) -> tuple[float, float]:
+def task_relevance(prompt: DecoderPrompt) -> tuple[float, float]:
     """Share of the text's attention that goes to vision, and of vision's that goes to the text.
 
     Text is what follows the last visual token. Where the image cannot see the text that follows
     it, as under a causal mask, the second share is exactly 0 and costs nothing.
-
-    Args:
-        attention: queries and keys of the layer.
-        item: which prompt.
-        visual: (S,) bool, where its visual tokens are.
     """
-    places = visual.nonzero().squeeze(1)
-    if len(places) == 0:
-        return 0.0, 0.0
-    text = torch.arange(int(places[-1]) + 1, len(visual), device=visual.device)
-    if len(text) == 0:
+    attention, text, visual = prompt.attention, prompt.asking, prompt.visual
+    if attention is None or len(text) == 0:
         return 1.0, 1.0  # nothing has asked yet: keep everything
-    from_text = attention.rows(item, text)[:, places].sum() / len(text)
-    if not attention.sees(item, places, text):
+    from_text = prompt.rows(text)[:, visual].sum() / len(text)
+    if not attention.sees(prompt.item, visual, text):
         return float(from_text), 0.0
-    return float(from_text), float(attention.rows(item, places)[:, text].sum() / len(places))
+    return float(from_text), float(prompt.rows(visual)[:, text].sum() / len(visual))

@@ -36,7 +36,7 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     "downsample": (["downsample(keep={keep})"], TILED),
     "evs": (["evs(keep={keep})"], frozenset()),
     "fastervlm": (["fastervlm(keep={keep})"], WITHOUT_CLS),
-    "fastv": (["fastv(keep={keep})"], frozenset({"qwen3_vl"})),
+    "fastv": (["fastv(keep={keep})"], frozenset()),
     "fps": (["fps(keep={keep})"], frozenset()),
     "grid": (["grid(keep={keep})"], frozenset()),
     "holov": (["holov(keep={keep})", "holov(keep={keep}, chunks=5, alpha=3)"], WITHOUT_CLS),

@@ -15,7 +15,6 @@ from mmtok.pruning import (
     EVS,
     CoverageMax,
     DivPrune,
-    FastV,
     HoloV,
     VidCom2,
     VisionZip,
@@ -24,7 +23,6 @@ from mmtok.pruning import (
 )
 from mmtok.pruning.coverage import greedy_coverage
 from mmtok.pruning.greedy import greedy_diverse
-from mmtok.pruning.methods.todre import task_relevance
 from mmtok.pruning.methods.vidcom2 import likeness
 
 GOLDEN = Path(os.environ.get("MMTOK_GOLDEN", "not-given"))
@@ -53,34 +51,12 @@ def cases(name: str) -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
         ]
 
 
-class KnownAttention:
-    """Attention rows from a stored head-mean map."""
-
-    mask = None
-
-    def __init__(self, rows: torch.Tensor) -> None:
-        self.map = rows
-        self.key = rows[None, None]
-
-    def rows(self, item: int, index: torch.Tensor) -> torch.Tensor:
-        return self.map[index]
-
-    def sees(self, item: int, index: torch.Tensor, target: torch.Tensor) -> bool:
-        return True
-
-
 def test_todre() -> None:
     for params, tensors in cases("todre_formula"):
         x, attention = tensors["input.features"], tensors["input.cls_attn"]
         for rule in ("kcenter", "maxsum"):
             got = greedy_diverse(x, params["k"], int(attention.argmax()), rule)
             assert torch.equal(got, tensors[f"output.{rule}"].long())
-        rows = tensors["input.attn_head_mean"]
-        visual = torch.zeros(len(rows), dtype=torch.bool)
-        visual[params["v_start"] : params["v_start"] + len(x)] = True
-        from_text, from_visual = task_relevance(KnownAttention(rows), 0, visual)  # type: ignore[arg-type]
-        assert from_text == pytest.approx(float(tensors["output.a_text_to_visual"]), rel=1e-10)
-        assert from_visual == pytest.approx(float(tensors["output.a_visual_to_text"]), rel=1e-10)
 
 
 def known(tensors: dict[str, torch.Tensor], item: int = 0, **facts: torch.Tensor) -> VisualTokens:
@@ -186,15 +162,3 @@ def test_coveragemax() -> None:
             assert torch.equal(got, allowed)
         else:
             assert torch.equal(got, tensors["output.indices"])
-
-
-def test_fastv() -> None:
-    for params, tensors in cases("fastv"):
-        row = tensors["input.attn_last_row"][0].mean(0)
-        visual = torch.zeros(1, params["seq"], dtype=torch.bool)
-        visual[0, params["v_start"] : params["v_start"] + params["n_img"]] = True
-        seen = KnownAttention(row.expand(params["seq"], -1))
-        stage = FastV(keep=params["k"]).in_decoder(32)
-        assert stage is not None
-        kept = ~visual | stage.rule(seen, visual)  # type: ignore[arg-type]
-        assert torch.equal(kept[0].nonzero().squeeze(1), tensors["output.kept_sequence"])

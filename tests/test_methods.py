@@ -8,15 +8,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mmtok import InputError
 from mmtok.models.families import cells
-from mmtok.models.taps import LayerAttention
 from mmtok.pruning import (
     EVS,
     CoverageMax,
     DivPrune,
     FasterVLM,
-    FastV,
     HoloV,
     Query,
     VidCom2,
@@ -243,40 +240,3 @@ def test_coveragemax(seed: int, words: int) -> None:
         chosen.append(max(rest, key=lambda i: total([*chosen, i])))
     query = Query(embeddings=text, mask=torch.arange(5)[None] < words)
     assert reducer.select(tokens, query).indices[0].tolist() == sorted(chosen)
-
-
-def attention(seed: int, mask: torch.Tensor | None) -> LayerAttention:
-    generator = torch.Generator().manual_seed(seed)
-    query, key = torch.randn(2, 2, 3, 30, 4, generator=generator)
-    return LayerAttention(query=query, key=key, mask=mask, causal=mask is None, scale=0.5)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("last", [29, 24])
-def test_fastv(seed: int, last: int) -> None:
-    """Also where the prompt is padded on the right: the last real token asks."""
-    visible = torch.ones(30, 30, dtype=torch.bool).tril()
-    visible[:, last + 1 :] = False
-    seen = attention(seed, None if last == 29 else visible.expand(2, 1, 30, 30))
-    visual = torch.zeros(2, 30, dtype=torch.bool)
-    visual[0, 3:15], visual[1, 5:21] = True, True
-    stage = FastV(keep=0.3).in_decoder(8)
-    assert stage is not None
-    assert stage.layer == 1
-    kept = stage.rule(seen, visual)
-    for item, (start, end, k) in enumerate([(3, 15, 4), (5, 21, 5)]):
-        score = [0.0] * 30
-        for head in range(3):
-            q = seen.query[item, head, last].double().tolist()
-            keys = seen.key[item, head, : last + 1].double().tolist()
-            e = [math.exp(0.5 * dot(q, key)) for key in keys]
-            score = [s + w / sum(e) for s, w in zip(score, e + [0.0] * 30, strict=False)]
-        want = sorted(start + i for i in best(score[start:end], k))
-        assert kept[item].nonzero().squeeze(1).tolist() == want
-
-
-def test_fastv_plans_and_refuses() -> None:
-    assert FastV(keep=0.5).decoder_schedule(5, 9) == [9, 9, 5, 5, 5]
-    assert FastV(keep=1.0).in_decoder(8) is None
-    with pytest.raises(InputError, match="below 4"):
-        FastV(layer=4).in_decoder(4)

@@ -225,9 +225,21 @@ def _after_encoder(
 
 
 def _in_decoder(reducers: Sequence[Reducer], entering: int, layers: int) -> list[int]:
-    """Visual tokens each decoder layer reads; upper bounds where a method decides by content."""
-    schedules = [reducer.decoder_schedule(layers, entering) for reducer in reducers]
-    return [min(column) for column in zip([entering] * layers, *schedules, strict=True)]
+    """Visual tokens each decoder layer reads; upper bounds where a method decides by content.
+
+    A reducer counts from what reaches the first layer in which it drops.
+    """
+
+    def first(reducer: Reducer) -> int:
+        schedule = reducer.decoder_schedule(layers, entering)
+        return next((i for i, n in enumerate(schedule) if n < entering), layers)
+
+    left = [entering] * layers
+    for start, reducer in sorted(((first(r), r) for r in reducers), key=lambda pair: pair[0]):
+        if start < layers:
+            schedule = reducer.decoder_schedule(layers, left[start])
+            left = [min(column) for column in zip(left, schedule, strict=True)]
+    return left
 
 
 def _row(ledger: Ledger, name: str) -> Stage:

@@ -54,10 +54,9 @@ class Pass:
         """Tokens of the prompt that each decoder layer reads, padding included."""
         seam, layers = self.reduction.seam, len(self.reduction.model.get_decoder().layers)
         lengths = [self.reduction.prompt_length] * layers
-        if seam is not None and seam.survivors is not None:
-            short = int(seam.survivors.sum(1).max())
-            first = seam.stage.layer + 1
-            lengths[first:] = [short] * (layers - first)
+        if seam is not None:
+            for layer, left in enumerate(seam.left):
+                lengths[layer] = lengths[layer] if left is None else left.index.shape[1]
         return lengths
 
 

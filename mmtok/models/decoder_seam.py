@@ -7,178 +7,214 @@ decode steps the mask's columns are gathered the same way. Nothing else of the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmtok.accounting.analytic import head_shape
 from mmtok.accounting.scopes import Meter
 from mmtok.errors import InputError
-from mmtok.models.taps import LayerAttention, tap
-from mmtok.pruning.base import DecoderStage
-
-
-@dataclass(frozen=True)
-class _Dropped:
-    """What the layers behind the stage read: (B, K) places in a prompt of `prompt` tokens.
-
-    `real` is False at the padding on the left of rows that dropped more than others.
-    """
-
-    index: Tensor
-    real: Tensor
-    prompt: int
+from mmtok.models.survivors import Survivors
+from mmtok.models.taps import LayerAttention, probe, tap
+from mmtok.pruning.decoder import DecoderPrompt, DecoderStage
 
 
 class DecoderSeam:
-    """Applies one DecoderStage to a stack of decoder layers while its context is open.
+    """Applies stages to a stack of decoder layers while its context is open.
 
     Args:
-        layers: the decoder's layers.
-        stage: where and how to drop.
+        decoder: the language model without its head: `layers` and a final `norm`.
+        stages: where and how to drop, at most one in front of a layer.
         meter: told that the stage "reduce.score" runs.
 
     Attributes:
-        visual: (B, S) bool, visual tokens of the prompt about to run; set it before each prompt.
-            While it is None the layers run untouched.
-        survivors: (B, S) bool, prompt tokens that the layers behind the stage read; None before.
-        score_flops: floating point operations spent on the rule.
+        left: per layer, what reaches it of the last prompt; None where that is not known yet.
+        score_flops: floating point operations spent on the rules.
+
+    Raises:
+        InputError: a stage does not fit the layers.
     """
 
-    def __init__(self, layers: nn.ModuleList, stage: DecoderStage, meter: Meter) -> None:
-        self.layers, self.stage, self.meter = layers, stage, meter
-        self.start(None, None)
+    def __init__(self, decoder: Any, stages: Sequence[DecoderStage], meter: Meter) -> None:
+        self.decoder, self.meter = decoder, meter
+        self.layers: nn.ModuleList = decoder.layers
+        self.stages: dict[int, DecoderStage] = {}
+        for stage in stages:
+            if not 1 <= stage.layer < len(self.layers):
+                raise InputError(
+                    f"tokens can leave in front of decoder layers 1 to {len(self.layers) - 1}, "
+                    f"not {stage.layer}"
+                )
+            if stage.layer in self.stages:
+                raise InputError(
+                    f"two stages drop tokens in front of decoder layer {stage.layer}: "
+                    "set one of them to another layer"
+                )
+            self.stages[stage.layer] = stage
+        self.first = min(self.stages)
+        self.start(None, None, None)
 
-    def start(self, visual: Tensor | None, valid: Tensor | None) -> None:
-        """Get ready for a prompt: its (B, S) visual tokens and its (B, S) tokens but padding."""
-        self.visual, self.valid = visual, valid
-        self.survivors: Tensor | None = None
+    def start(self, visual: Tensor | None, valid: Tensor | None, cell: Tensor | None) -> None:
+        """Get ready for a prompt. Where `visual` is None the layers run untouched.
+
+        Args:
+            visual: (B, S) bool, its visual tokens.
+            valid: (B, S) bool, its tokens but padding; None if there is no padding.
+            cell: (4, B, S) int64, image or clip of each visual token and its (t, h, w).
+        """
+        self.left: list[Survivors | None] = [None] * len(self.layers)
         self.score_flops = 0
-        self._dropped: _Dropped | None = None
+        self._pending = visual is not None
+        self._seen: dict[str, Any] = {}
+        if visual is None or cell is None:
+            return
+        self._visual, self._cell = visual, cell
+        self._memory: list[dict[str, Any]] = [{} for _ in visual]
+        self._current = Survivors.all_of(torch.ones_like(visual) if valid is None else valid)
+        self.left[: self.first] = [self._current] * self.first
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Hook the layers; unhook them whatever happens."""
         with ExitStack() as stack:
-            stack.enter_context(tap(self.layers[self.stage.layer], self._decide))
-            for layer in self.layers[self.stage.layer + 1 :]:
-                hook = layer.register_forward_pre_hook(self._shorten, with_kwargs=True)
+            reads = frozenset[str]().union(*(s.reads for s in self.stages.values()))
+            if "embeddings" in reads:
+                hook = self.layers[0].register_forward_pre_hook(self._embedded, with_kwargs=True)
+                stack.callback(hook.remove)
+            for place in range(self.first, len(self.layers)):
+                behind, stage = self.layers[place - 1], self.stages.get(place)
+                if stage and "attention" in stage.reads:
+                    see = partial(self._see, "attention")
+                    stack.enter_context(tap(behind, see, when=lambda: self._pending))
+                if stage and "activation" in stage.reads:
+                    stack.callback(_neurons(behind).register_forward_pre_hook(self._fired).remove)
+                hook = self.layers[place].register_forward_pre_hook(
+                    partial(self._enter, place), with_kwargs=True
+                )
                 stack.callback(hook.remove)
             yield
 
-    def _decide(self, attention: LayerAttention) -> None:
-        if self.visual is None or self.survivors is not None:
-            return
-        with self.meter.stage("reduce.score"):
-            keep = ~self.visual | self.stage.rule(attention, self.visual)
-            if self.valid is not None:
-                keep &= self.valid
-        self.survivors, self.score_flops = keep, attention.flops
-        if bool(keep.all()):
-            return
-        counts = keep.sum(1)
-        slot = (
-            torch.arange(int(counts.max()), device=keep.device) - (counts.max() - counts)[:, None]
-        )
-        order = (~keep).int().argsort(dim=1, stable=True)  # survivors first, in order
-        index = order.gather(1, slot.clamp_min(0))
-        self._dropped = _Dropped(index=index, real=slot >= 0, prompt=keep.shape[1])
+    def _see(self, name: str, value: Any) -> None:
+        if self._pending:
+            self._seen[name] = value
 
-    def _shorten(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        if self._dropped is None:
-            return None
+    def _embedded(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._see("embeddings", args[0] if args else kwargs["hidden_states"])
+
+    def _fired(self, layer: nn.Module, args: Any) -> None:
+        self._see("activation", args[0])
+
+    def _enter(self, place: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        kwargs = dict(kwargs)
-        attention: Any = layer.self_attn
-        cache: Any = kwargs.get("past_key_values")
-        past = 0 if cache is None else cache.get_seq_length(attention.layer_idx)
-        if past:
-            kwargs["attention_mask"] = _step_mask(
-                self._dropped,
-                past=past,
-                stored=cache.layers[attention.layer_idx].keys.shape[-2],
-                new=hidden.shape[1],
-                window=getattr(attention, "sliding_window", None),
-            )
-        else:
-            kwargs |= _shorten_prompt(self._dropped, kwargs)
-            if hidden.shape[1] == self._dropped.prompt:
-                hidden = _rows(hidden, self._dropped.index, dim=1)
+        if self._pending:
+            hidden, kwargs = self._prompt(place, layer, hidden, kwargs)
+        elif (left := self.left[place]) is not None and not left.whole:
+            kwargs = kwargs | {"attention_mask": _step_mask(left, layer, hidden, kwargs)}
         if args:
             return (hidden, *args[1:]), kwargs
         return args, kwargs | {"hidden_states": hidden}
 
+    def _prompt(
+        self, place: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        if hidden.shape[1] != self._current.index.shape[1]:
+            raise InputError("dropping inside the decoder needs the prompt in one piece, unchunked")
+        stage, whole = self.stages.get(place), kwargs
+        if not self._current.whole:
+            kwargs = whole | self._current.arguments(whole)
+        if stage:
+            before = self._current
+            hidden = self._decide(stage, layer, hidden, kwargs)
+            if self._current is not before:
+                kwargs = whole | self._current.arguments(whole)
+        self.left[place] = self._current
+        if place == len(self.layers) - 1:
+            self._pending = False
+            self._seen = {}
+        return hidden, kwargs
 
-def _shorten_prompt(dropped: _Dropped, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The layer's arguments that run along the prompt, for the survivors only."""
-    short: dict[str, Any] = {"attention_mask": _prompt_mask(dropped, kwargs.get("attention_mask"))}
-    if isinstance(place := kwargs.get("position_ids"), Tensor):
-        short["position_ids"] = _rows(place, dropped.index, dim=-1, batch=-2)
-    if (rotary := kwargs.get("position_embeddings")) is not None:
-        short["position_embeddings"] = tuple(
-            _rows(x, dropped.index, dim=-2, batch=-3) for x in rotary
+    def _decide(
+        self, stage: DecoderStage, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor:
+        with self.meter.stage("reduce.score"):
+            now = self._current
+            if "own_attention" in stage.reads:
+                self._seen["attention"] = probe(layer, hidden, kwargs)
+                heads, kv_heads, width = head_shape(self.decoder.config)
+                self.score_flops += 2 * hidden.numel() * (heads + 2 * kv_heads) * width
+            visual = self._visual.gather(1, now.index) & now.real
+            keep, size, changed = now.real.clone(), now.size.clone(), hidden
+            for item, row in enumerate(visual):
+                places = row.nonzero().squeeze(1)
+                if len(places) == 0:
+                    continue
+                prompt = self._view(stage, item, places, hidden)
+                selection = stage.rule(prompt)
+                self.score_flops += prompt.flops
+                slots = places[selection.indices[0]]
+                keep[item, places] = False
+                keep[item, slots] = True
+                if selection.merge is not None:
+                    source, slot, _ = selection.merge[0]
+                    grown = torch.zeros_like(slots, dtype=torch.float32)
+                    size[item, slots] = grown.index_add_(0, slot, prompt.size[source])
+                    changed = changed.clone() if changed is hidden else changed
+                    changed[item, slots] = selection.apply(hidden[item, places][None])[0]
+            if stage.reads & {"attention", "own_attention"}:
+                self.score_flops += self._seen.pop("attention").flops
+            if bool((keep == now.real).all()):
+                return changed
+            self._current, changed = now.keep(keep, size, changed)
+            return changed
+
+    def _view(
+        self, stage: DecoderStage, item: int, places: Tensor, hidden: Tensor
+    ) -> DecoderPrompt:
+        now = self._current
+        index, real = now.index[item], now.real[item]
+        text = real & ~self._visual[item, index]
+        attention: LayerAttention | None = None
+        if stage.reads & {"attention", "own_attention"}:
+            attention = self._seen["attention"]
+        embeddings = self._seen.get("embeddings")
+        activation = self._seen.get("activation")
+        return DecoderPrompt(
+            visual=places,
+            text=text.nonzero().squeeze(1),
+            hidden=hidden[item],
+            size=now.size[item, places],
+            cell=self._cell[:, item, index[places]].T,
+            norm=self.decoder.norm,
+            memory=self._memory[item],
+            attention=attention,
+            embeddings=None if embeddings is None else embeddings[item, index],
+            activation=None if activation is None else activation[item],
+            item=item,
         )
-    return short
-
-
-def _prompt_mask(dropped: _Dropped, mask: Tensor | None) -> Tensor | None:
-    size = dropped.index.shape[1]
-    if mask is None:
-        if bool(dropped.real.all()):
-            return None  # causal, no padding: the layer's own fast path
-        causal = torch.ones(size, size, dtype=torch.bool, device=dropped.index.device).tril()
-        return _block(causal[None, None], ~dropped.real)
-    if mask.shape[-1] != dropped.prompt:
-        raise InputError("dropping tokens inside the decoder does not work with a static cache")
-    mask = _rows(_rows(mask, dropped.index, dim=-2), dropped.index, dim=-1)
-    return _block(mask, ~dropped.real)
 
 
 def _step_mask(
-    dropped: _Dropped, *, past: int, stored: int, new: int, window: int | None
+    left: Survivors, layer: Any, hidden: Tensor, kwargs: dict[str, Any]
 ) -> Tensor | None:
-    """Which cached and new tokens the new ones may attend to; None if all.
-
-    Args:
-        dropped: the survivors of the prompt.
-        past: tokens this layer has seen, survivors and generated ones.
-        stored: how many of them its cache still holds, the latest ones.
-        new: tokens of this step.
-        window: reach of a sliding window, counted in tokens of the full prompt.
-    """
-    batch, size = dropped.index.shape
-    end = dropped.prompt + past - size + new
-    later = torch.arange(dropped.prompt, end, device=dropped.index.device).expand(batch, -1)
-    place = torch.cat([dropped.index, later], dim=1)[:, None, -(stored + new) :]
-    real = torch.cat([dropped.real, torch.ones_like(later, dtype=torch.bool)], dim=1)
-    query = later[:, -new:, None]
-    seen = real[:, None, -(stored + new) :] & (place <= query)
-    if window:
-        seen &= place > query - window
-    return None if bool(seen.all()) else seen[:, None]
+    attention, cache = layer.self_attn, kwargs["past_key_values"]
+    return left.step_mask(
+        past=cache.get_seq_length(attention.layer_idx),
+        stored=cache.layers[attention.layer_idx].keys.shape[-2],
+        new=hidden.shape[1],
+        window=getattr(attention, "sliding_window", None),
+    )
 
 
-def _rows(x: Tensor, index: Tensor, *, dim: int, batch: int = 0) -> Tensor:
-    """Gather (B, K) places along `dim`; an axis `batch` of size 1 is expanded to B first."""
-    dim, batch = dim % x.ndim, batch % x.ndim
-    shape = list(x.shape)
-    shape[batch] = len(index)
-    view = [1] * x.ndim
-    view[batch], view[dim] = index.shape
-    target = list(shape)
-    target[dim] = index.shape[1]
-    return x.expand(shape).gather(dim, index.view(view).expand(target))
-
-
-def _block(mask: Tensor, hidden: Tensor) -> Tensor:
-    """Hide the (B, K) columns marked in `hidden` from every row but their own."""
-    if not bool(hidden.any()):
-        return mask
-    own = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
-    columns = hidden[:, None, None, :] & ~own
-    if mask.dtype == torch.bool:
-        return mask & ~columns
-    return mask.masked_fill(columns, torch.finfo(mask.dtype).min)
+def _neurons(layer: Any) -> nn.Module:
+    """The module whose input is the activation of a layer's gated feed-forward network."""
+    found = getattr(getattr(layer, "mlp", None), "down_proj", None)
+    if not isinstance(found, nn.Module):
+        raise InputError(
+            f"{type(layer).__name__} has no mlp.down_proj: neurons of its feed-forward network "
+            "cannot be read"
+        )
+    return found

@@ -249,6 +249,23 @@ def kept_places(shape: torch.Size, media: list[Media]) -> tuple[Tensor, Tensor]:
     return keep, visual
 
 
+def token_cells(shape: torch.Size, media: list[Media]) -> Tensor:
+    """(4, B, S) int64 image or clip of each surviving visual token, and its (t, h, w); else -1."""
+    parts = [
+        (places[kept], position[mask])
+        for part in media
+        for places, kept, position, mask in zip(
+            part.places, part.kept, part.tokens.position, part.tokens.mask, strict=True
+        )
+    ]
+    device = parts[0][0].device if parts else torch.device("cpu")
+    cell = torch.full((4, *shape), -1, dtype=torch.int64, device=device)
+    for item, (places, position) in enumerate(parts):
+        cell.view(4, -1)[0, places] = item
+        cell.view(4, -1)[1:, places] = position.T
+    return cell
+
+
 def compact(keep: Tensor, values: dict[str, tuple[Tensor, float]]) -> dict[str, Tensor]:
     """Take the kept tokens of each row and pad the rows on the left to one length again.
 

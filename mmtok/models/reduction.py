@@ -19,6 +19,7 @@ from mmtok.models.encoder_seam import (
     encode,
     hand_back,
     kept_places,
+    token_cells,
 )
 from mmtok.models.families import Inputs, family_of
 from mmtok.pruning.base import Reducer, overrides
@@ -68,19 +69,24 @@ class Reduction:
         self.inputs: Inputs = {}
         self.select_flops = 0
         self._check_needs()
-        layers = model.get_decoder().layers
-        stages = [s for r in self.reducers if (s := r.in_decoder(len(layers))) is not None]
-        if len(stages) > 1:
-            raise InputError("only one reducer of a pipeline can drop tokens inside the decoder")
-        self.seam = DecoderSeam(layers, stages[0], self.meter) if stages else None
+        self.seam = self._decoder_seam()
         self._check_attention()
-        if self.seam and self.family.deepstack:
-            deep = len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))
-            if self.seam.stage.layer < deep:
+
+    def _decoder_seam(self) -> DecoderSeam | None:
+        decoder = self.model.get_decoder()
+        stages = [s for r in self.reducers for s in r.in_decoder(len(decoder.layers))]
+        if not stages:
+            return None
+        seam = DecoderSeam(decoder, stages, self.meter)
+        if self.family.deepstack:
+            deep = len(getattr(self.model.config.vision_config, "deepstack_visual_indexes", ()))
+            if seam.first < deep:
                 raise InputError(
-                    f"tokens cannot leave behind decoder layer {self.seam.stage.layer}: the first "
-                    f"{deep} layers of {model.config.model_type} add visual features of their own"
+                    f"tokens cannot leave in front of decoder layer {seam.first}: the first "
+                    f"{deep} layers of {self.model.config.model_type} add visual features of "
+                    "their own"
                 )
+        return seam
 
     def _check_needs(self) -> None:
         offered = {"query"} | self.family.facts
@@ -135,8 +141,9 @@ class Reduction:
         short["mm_encoder_outputs"] = outputs
         self.prompt_length = short["input_ids"].shape[1]
         if self.seam:
+            cell = compact(keep, {"cell": (token_cells(keep.shape, self.media), -1)})["cell"]
             mask = short.get("attention_mask")
-            self.seam.start(visual, None if mask is None else mask.bool())
+            self.seam.start(visual, None if mask is None else mask.bool(), cell)
         return short
 
     def text_alone(self, inputs: Inputs) -> None:
@@ -144,7 +151,7 @@ class Reduction:
         self.media, self.inputs, self.select_flops = [], inputs, 0
         self.prompt_length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         if self.seam:
-            self.seam.start(None, None)
+            self.seam.start(None, None, None)
 
     def _reduce(self, part: Media, active: list[Reducer], inputs: Inputs) -> Media:
         for reducer in active:

@@ -8,7 +8,7 @@ rows a method asks for are ever computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +64,15 @@ class LayerAttention:
         return bool(mask.any() if mask.dtype == torch.bool else (mask > -1e4).any())
 
 
+class _KnownError(Exception):
+    """Not a failure: queries and keys are known; the rest of the layer need not run."""
+
+
 class _Tap(TorchFunctionMode):
-    def __init__(self) -> None:
+    def __init__(self, *, stop: bool = False) -> None:
         super().__init__()
         self.seen: LayerAttention | None = None
+        self.stop = stop
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -85,12 +90,46 @@ class _Tap(TorchFunctionMode):
                 causal=bool(kwargs.get("is_causal", False)),
                 scale=kwargs.get("scale") or query.shape[-1] ** -0.5,
             )
+            if self.stop:
+                raise _KnownError
         return func(*args, **kwargs)
 
 
+def probe(layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> LayerAttention:
+    """Queries and keys `layer` would use on (B, S, D) `hidden`; nothing is cached.
+
+    The layer's own code runs up to its attention, so norms and rotation are as it does them.
+
+    Raises:
+        InputError: the layer runs without scaled_dot_product_attention.
+    """
+    mode = _Tap(stop=True)
+    with mode, suppress(_KnownError):
+        layer.forward(hidden, **(kwargs | {"past_key_values": None}))
+    return _found(mode)
+
+
+def _found(mode: _Tap) -> LayerAttention:
+    if mode.seen is None:
+        raise InputError(
+            "this method reads attention and works with SDPA only: "
+            "load the model with attn_implementation='sdpa'"
+        )
+    return mode.seen
+
+
 @contextmanager
-def tap(layer: nn.Module, use: Callable[[LayerAttention], None]) -> Iterator[None]:
+def tap(
+    layer: nn.Module,
+    use: Callable[[LayerAttention], None],
+    when: Callable[[], bool] = lambda: True,
+) -> Iterator[None]:
     """Hand the attention of every call of `layer` to `use`, as soon as the layer is done.
+
+    Args:
+        layer: a decoder or encoder layer, or an attention module.
+        use: called once per call of the layer.
+        when: asked before each call whether this one is of interest.
 
     Raises:
         InputError: the layer ran without scaled_dot_product_attention.
@@ -98,19 +137,17 @@ def tap(layer: nn.Module, use: Callable[[LayerAttention], None]) -> Iterator[Non
     running: list[_Tap] = []
 
     def before(module: nn.Module, args: Any) -> None:
-        running.append(_Tap())
-        running[-1].__enter__()  # type: ignore[no-untyped-call]
+        if when():
+            running.append(_Tap())
+            running[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
+        if not running:
+            return
         mode = running.pop()
         mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        if mode.seen is not None:
-            use(mode.seen)
-        elif output is not None:  # not after an exception
-            raise InputError(
-                "this method reads attention and works with SDPA only: "
-                "load the model with attn_implementation='sdpa'"
-            )
+        if mode.seen is not None or output is not None:  # output is None after an exception
+            use(_found(mode))
 
     hooks = [
         layer.register_forward_pre_hook(before),

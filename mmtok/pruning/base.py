@@ -15,23 +15,7 @@ from mmtok.errors import InputError
 from mmtok.tokens import Query, Selection, VisualTokens
 
 if TYPE_CHECKING:
-    from mmtok.models.taps import LayerAttention
-
-# Given the attention of one decoder layer and where the visual tokens are, which of them survive.
-DecoderRule = Callable[["LayerAttention", Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class DecoderStage:
-    """Drop visual tokens inside the decoder.
-
-    Attributes:
-        layer: the rule reads this layer's attention; later layers run without the dropped tokens.
-        rule: (attention, visual (B, S) bool) -> (B, S) bool, which visual tokens survive.
-    """
-
-    layer: int
-    rule: DecoderRule
+    from mmtok.pruning.decoder import DecoderStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +100,9 @@ class Reducer:
         """Choose among the tokens that leave the vision tower."""
         return keep_all(tokens)
 
-    def in_decoder(self, layers: int) -> DecoderStage | None:
+    def in_decoder(self, layers: int) -> list[DecoderStage]:
         """Where and how tokens leave inside a decoder of `layers` layers."""
-        return None
+        return []
 
     def select(self, tokens: VisualTokens, query: Query | None = None) -> Selection:
         """The selection `after_encoder` makes, as a pure function of tensors.

@@ -1,0 +1,94 @@
+"""What a method sees of a prompt inside the decoder, and how it says which tokens go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmtok.tokens import Selection
+
+if TYPE_CHECKING:
+    from mmtok.models.taps import LayerAttention
+
+# attention: of the layer behind the stage; own_attention: of the layer it stands in front of, for
+# which that layer's queries and keys are projected once more than the model would; embeddings: what
+# the first layer reads; activation: of the feed-forward network of the layer behind.
+Reads = Literal["attention", "own_attention", "embeddings", "activation"]
+
+
+@dataclass(kw_only=True)
+class DecoderPrompt:
+    """One prompt as it stands in front of a decoder layer: N visual and T other tokens.
+
+    Its tokens are places in rows of S columns, of which some may be padding.
+
+    Attributes:
+        visual: (N,) int64 places of the visual tokens, ascending, N >= 1.
+        text: (T,) int64 places of all others but padding, ascending.
+        hidden: (S, D) input of the layer.
+        size: (N,) fp32, how many tokens each visual token has been merged from.
+        cell: (N, 4) int64, image or clip of each visual token and its place (t, h, w) in it.
+        norm: the decoder's final norm, (..., D) -> (..., D).
+        memory: what a stage leaves for later stages of the same prompt.
+        attention: of the layer the stage asked for, or None.
+        embeddings: (S, D) input of the first layer, or None.
+        activation: (S, M) neurons of the feed-forward network behind the stage, or None.
+        item: row of the batch.
+        flops: floating point operations the rule has spent; `rows` counts by itself.
+    """
+
+    visual: Tensor
+    text: Tensor
+    hidden: Tensor
+    size: Tensor
+    cell: Tensor
+    norm: Callable[[Tensor], Tensor]
+    memory: dict[str, Any] = field(default_factory=dict)
+    attention: LayerAttention | None = None
+    embeddings: Tensor | None = None
+    activation: Tensor | None = None
+    item: int = 0
+    flops: int = 0
+
+    def rows(self, index: Tensor) -> Tensor:
+        """(R, S) attention of the tokens at `index`, mean over heads, in fp32."""
+        if self.attention is None:
+            raise ValueError("this stage does not declare that it reads attention")
+        return self.attention.rows(self.item, index)
+
+    @property
+    def last(self) -> Tensor:
+        """(1,) place of the prompt's last token."""
+        return torch.cat([self.visual, self.text]).amax()[None]
+
+    @property
+    def asking(self) -> Tensor:
+        """Places of the text that follows the last visual token; (0,) if none does."""
+        return self.text[self.text > self.visual[-1]]
+
+
+Rule = Callable[[DecoderPrompt], Selection]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderStage:
+    """Drop or merge visual tokens in front of one decoder layer.
+
+    Attributes:
+        layer: the first layer that runs without them, at least 1.
+        rule: one prompt -> a Selection of one item among its N visual tokens. It may merge.
+        reads: what the rule needs besides the hidden states.
+    """
+
+    layer: int
+    rule: Rule
+    reads: frozenset[Reads] = frozenset()
+
+
+def keeping(index: Tensor) -> Selection:
+    """The selection of one prompt's visual tokens at `index`, given in any order."""
+    return Selection(indices=[index.sort().values])
