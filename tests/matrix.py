@@ -32,12 +32,17 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
         ["coveragemax(keep={keep})", "coveragemax(keep={keep}, alpha=0, text_temperature=0.1)"],
         frozenset(),
     ),
+    "dart": (["dart(keep={keep})"], frozenset()),
     "divprune": (["divprune(keep={keep})"], frozenset()),
     "downsample": (["downsample(keep={keep})"], TILED),
     "evs": (["evs(keep={keep})"], frozenset()),
     "fastervlm": (["fastervlm(keep={keep})"], WITHOUT_CLS),
     "fastv": (["fastv(keep={keep})"], frozenset()),
     "fps": (["fps(keep={keep})"], frozenset()),
+    "framefusion": (
+        ["framefusion(keep={keep})", "framefusion(keep={keep}, similarity=0.2)"],
+        frozenset({"qwen3_vl"}),
+    ),
     "grid": (["grid(keep={keep})"], frozenset()),
     "holov": (["holov(keep={keep})", "holov(keep={keep}, chunks=5, alpha=3)"], WITHOUT_CLS),
     "pool": (["pool(keep={keep})"], frozenset()),
@@ -48,8 +53,10 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
         ],
         WITHOUT_CLS | WITHOUT_KEYS,
     ),
+    "pyramiddrop": (["pyramiddrop(keep={keep})"], frozenset({"qwen3_vl"})),
     "quota": (["quota(keep={keep})", "quota(keep={keep}, compress='index')"], frozenset()),
     "random": (["random(keep={keep})", "random(keep={keep}, seed=7)"], frozenset()),
+    "sparsevlm": (["sparsevlm(keep={keep})"], frozenset({"qwen3_vl"})),
     "stride": (["stride(keep={keep})"], frozenset()),
     "todre": (
         ["todre(keep={keep})", "todre(keep={keep}, rule='maxsum', tau=0, seed=3)"],
@@ -73,8 +80,10 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     ),
 }
 
+IN_DECODER = ("dart", "fastv", "framefusion", "pyramiddrop", "sparsevlm")
+
 SPECS = [spec for specs, _ in REDUCERS.values() for spec in specs]
-SELECTORS = [spec for spec in SPECS if not spec.startswith(("downsample", "fastv"))]
+SELECTORS = [spec for spec in SPECS if not spec.startswith(("downsample", *IN_DECODER))]
 
 # Odd sizes on purpose: what does not divide is filled up, and cut back when decoding.
 PICTURES = ((3, 37, 23), (3, 16, 16), (3, 1, 50))

@@ -48,6 +48,7 @@ def decoder_flops(
     key_tokens: PerLayer | None = None,
     logits: Logits = "last",
     layers: int | None = None,
+    neurons: int | None = None,
 ) -> int:
     """FLOPs of one forward of the language model over one sequence; a batch of b costs b times it.
 
@@ -59,6 +60,7 @@ def decoder_flops(
             (a prefill); for a decode step, query_tokens is 1 and key_tokens past + 1.
         logits: "last" as in `generate`, "all" as in a plain forward, or "none".
         layers: layers to count, from the first. Default: all.
+        neurons: of each feed-forward network that are computed. Default: all.
 
     Raises:
         InputError: no closed form for this model type, or a list of the wrong length.
@@ -67,7 +69,7 @@ def decoder_flops(
     depth = text_config.num_hidden_layers if layers is None else layers
     queries = per_layer(query_tokens, depth, "query_tokens")
     keys = queries if key_tokens is None else per_layer(key_tokens, depth, "key_tokens")
-    d, m = text_config.hidden_size, text_config.intermediate_size
+    d, m = text_config.hidden_size, neurons or text_config.intermediate_size
     heads, kv_heads, size = head_shape(text_config)
     linear = 2 * (2 * d * heads * size + 2 * d * kv_heads * size + 3 * d * m)
     total = 0

@@ -183,7 +183,10 @@ def _cost(ask: _Ask, reducers: Sequence[Reducer]) -> Cost:
     )
     steps = range(1, ask.new_tokens)
     if steps:
-        decode = sum(decoder_flops(text, 1, [n + step for n in lengths]) for step in steps)
+        neurons = _neurons(reducers, text.intermediate_size)
+        decode = sum(
+            decoder_flops(text, 1, [n + step for n in lengths], neurons=neurons) for step in steps
+        )
         grown = kv_bytes(text, [n + len(steps) for n in lengths], ask.dtype)
         stages.append(
             Stage("decode", len(steps), len(steps), flops_analytic=decode, kv_bytes=grown)
@@ -240,6 +243,12 @@ def _in_decoder(reducers: Sequence[Reducer], entering: int, layers: int) -> list
             schedule = reducer.decoder_schedule(layers, left[start])
             left = [min(column) for column in zip(left, schedule, strict=True)]
     return left
+
+
+def _neurons(reducers: Sequence[Reducer], width: int) -> int | None:
+    """Neurons of each feed-forward network that decode steps compute; None: all."""
+    stages = [stage for r in reducers if (stage := r.in_feedforward()) is not None]
+    return min((stage.width(width) for stage in stages), default=None)
 
 
 def _row(ledger: Ledger, name: str) -> Stage:

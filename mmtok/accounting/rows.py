@@ -50,6 +50,13 @@ class Pass:
         """Tokens generated per prompt, the longest answer of the batch."""
         return self.sequences.shape[1] - int(self.inputs["input_ids"].shape[1])
 
+    @property
+    def neurons(self) -> int | None:
+        """Neurons of each feed-forward network that decode steps compute; None: all."""
+        seam = self.reduction.neurons
+        width = self.reduction.model.config.get_text_config().intermediate_size
+        return None if seam is None or not seam.chosen else seam.stage.width(width)
+
     def layer_lengths(self) -> list[int]:
         """Tokens of the prompt that each decoder layer reads, padding included."""
         seam, layers = self.reduction.seam, len(self.reduction.model.get_decoder().layers)
@@ -136,7 +143,7 @@ def analytic_flops(lvlm: LVLM, done: Pass) -> dict[str, int]:
         )
         work["prefill"] = batch * decoder_flops(text, lengths)
         work["decode"] = batch * sum(
-            decoder_flops(text, 1, [n + step for n in lengths])
+            decoder_flops(text, 1, [n + step for n in lengths], neurons=done.neurons)
             for step in range(1, done.new_tokens)
         )
     except InputError:
@@ -152,6 +159,8 @@ def _mbu(
     if stage != "decode" or steps < 1:
         return None
     weights = sum(w.numel() * w.element_size() for w in lvlm.model.get_decoder().parameters())
+    if done.reduction.neurons:
+        weights -= done.reduction.neurons.spared_bytes
     cache = sum(done.kv_bytes) // 2  # it grows evenly from the first figure to the last
     return hardware.mbu(steps * (weights + cache), ms, peak)
 

@@ -28,7 +28,7 @@ class DecoderSeam:
 
     Args:
         decoder: the language model without its head: `layers` and a final `norm`.
-        stages: where and how to drop, at most one in front of a layer.
+        stages: where and how to drop, at most one in front of a layer; none to only watch.
         meter: told that the stage "reduce.score" runs.
 
     Attributes:
@@ -55,7 +55,7 @@ class DecoderSeam:
                     "set one of them to another layer"
                 )
             self.stages[stage.layer] = stage
-        self.first = min(self.stages)
+        self.first = min(self.stages, default=len(self.layers))
         self.start(None, None, None)
 
     def start(self, visual: Tensor | None, valid: Tensor | None, cell: Tensor | None) -> None:

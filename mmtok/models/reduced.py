@@ -50,6 +50,8 @@ def rerouted(reduction: Reduction) -> Iterator[None]:
     with ExitStack() as stack:
         if reduction.seam:
             stack.enter_context(reduction.seam.active())
+        if reduction.neurons:
+            stack.enter_context(reduction.neurons.active())
 
         def before(module: Any, args: Any, kwargs: Inputs) -> Any:
             return _forward(reduction, args, kwargs)

@@ -22,7 +22,9 @@ from mmtok.models.encoder_seam import (
     token_cells,
 )
 from mmtok.models.families import Inputs, family_of
+from mmtok.models.neuron_seam import NeuronSeam
 from mmtok.pruning.base import Reducer, overrides
+from mmtok.pruning.neurons import NeuronStage
 from mmtok.tokens import Query, VisualTokens
 
 if TYPE_CHECKING:
@@ -70,12 +72,13 @@ class Reduction:
         self.select_flops = 0
         self._check_needs()
         self.seam = self._decoder_seam()
+        self.neurons = self._neuron_seam()
         self._check_attention()
 
     def _decoder_seam(self) -> DecoderSeam | None:
         decoder = self.model.get_decoder()
         stages = [s for r in self.reducers for s in r.in_decoder(len(decoder.layers))]
-        if not stages:
+        if not stages and not self._neuron_stages():
             return None
         seam = DecoderSeam(decoder, stages, self.meter)
         if self.family.deepstack:
@@ -87,6 +90,17 @@ class Reduction:
                     "their own"
                 )
         return seam
+
+    def _neuron_stages(self) -> list[NeuronStage]:
+        return [s for r in self.reducers if (s := r.in_feedforward()) is not None]
+
+    def _neuron_seam(self) -> NeuronSeam | None:
+        stages = self._neuron_stages()
+        if len(stages) > 1:
+            raise InputError(
+                "only one reducer of a pipeline can choose the neurons of decode steps"
+            )
+        return NeuronSeam(self.seam, stages[0], self.meter) if stages and self.seam else None
 
     def _check_needs(self) -> None:
         offered = {"query"} | self.family.facts
@@ -144,6 +158,8 @@ class Reduction:
             cell = compact(keep, {"cell": (token_cells(keep.shape, self.media), -1)})["cell"]
             mask = short.get("attention_mask")
             self.seam.start(visual, None if mask is None else mask.bool(), cell)
+        if self.neurons:
+            self.neurons.start()
         return short
 
     def text_alone(self, inputs: Inputs) -> None:
@@ -152,6 +168,8 @@ class Reduction:
         self.prompt_length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         if self.seam:
             self.seam.start(None, None, None)
+        if self.neurons:
+            self.neurons.start()
 
     def _reduce(self, part: Media, active: list[Reducer], inputs: Inputs) -> Media:
         for reducer in active:

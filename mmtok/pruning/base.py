@@ -16,6 +16,7 @@ from mmtok.tokens import Query, Selection, VisualTokens
 
 if TYPE_CHECKING:
     from mmtok.pruning.decoder import DecoderStage
+    from mmtok.pruning.neurons import NeuronStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,10 @@ class Reducer:
     def in_decoder(self, layers: int) -> list[DecoderStage]:
         """Where and how tokens leave inside a decoder of `layers` layers."""
         return []
+
+    def in_feedforward(self) -> NeuronStage | None:
+        """Which neurons of the feed-forward networks decode steps compute; None: all."""
+        return None
 
     def select(self, tokens: VisualTokens, query: Query | None = None) -> Selection:
         """The selection `after_encoder` makes, as a pure function of tensors.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from mmtok.errors import InputError
 from mmtok.tokens import Selection
 
 if TYPE_CHECKING:
@@ -92,3 +94,45 @@ class DecoderStage:
 def keeping(index: Tensor) -> Selection:
     """The selection of one prompt's visual tokens at `index`, given in any order."""
     return Selection(indices=[index.sort().values])
+
+
+def stage_layers(
+    name: str, given: Sequence[int] | None, shares: Sequence[float], depth: int
+) -> list[int]:
+    """In front of which layers the stages of a method stand.
+
+    Args:
+        name: of the method, for the error.
+        given: what the user asked for; None: at `shares` of the depth, rounded half up, each in
+            front of a layer of its own, and none where the decoder is too shallow for all.
+        shares: ascending, in (0, 1).
+        depth: layers of the decoder.
+
+    Raises:
+        InputError: the given layers do not ascend within 1 .. depth - 1.
+    """
+    if given is None:
+        layers = [0]
+        for share in shares:
+            layers.append(max(math.floor(share * depth + 0.5), layers[-1] + 1))
+        return [layer for layer in layers[1:] if layer < depth]
+    layers = [layer for layer in given if isinstance(layer, int) and 0 < layer < depth]
+    if not given or layers != sorted(set(given)) or len(layers) != len(given):
+        raise InputError(
+            f"{name}: layers must ascend within 1 to {depth - 1} in this decoder, got {given!r}"
+        )
+    return layers
+
+
+def tapered(n: int, k: int, stages: int) -> list[int]:
+    """Tokens left after each stage when n of them shrink to k by the same factor each time."""
+    left = [math.floor(n * (k / n) ** (stage / stages) + 0.5) for stage in range(1, stages)]
+    return [*(max(count, k) for count in left), k]
+
+
+def stepped(layers: int, stages: Sequence[int], counts: Sequence[int], n: int) -> list[int]:
+    """Visual tokens each layer reads: n at first, counts[i] from layer stages[i] on."""
+    schedule = [n] * layers
+    for stage, count in zip(stages, counts, strict=True):
+        schedule[stage:] = [count] * (layers - stage)
+    return schedule
