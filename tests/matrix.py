@@ -23,10 +23,18 @@ TILED = frozenset(
 WITHOUT_CLS = frozenset(name for name, family in FAMILIES.items() if not family.has_cls)
 WITHOUT_KEYS = frozenset(name for name, family in FAMILIES.items() if not family.has_keys)
 
+# Their first stage stands in front of layer 1 of the tiny decoders, and this family adds visual
+# features to the output of its first two layers.
+SHALLOW = frozenset({"qwen3_vl"})
+
 REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     "cdpruner": (
         ["cdpruner(keep={keep})", "cdpruner(keep={keep}, theta=0.5, compat='repo')"],
         frozenset(),
+    ),
+    "corematching": (
+        ["corematching(keep={keep})", "corematching(keep={keep}, beta=1.0, compat='repo')"],
+        SHALLOW,
     ),
     "coveragemax": (
         ["coveragemax(keep={keep})", "coveragemax(keep={keep}, alpha=0, text_temperature=0.1)"],
@@ -41,7 +49,7 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     "fps": (["fps(keep={keep})"], frozenset()),
     "framefusion": (
         ["framefusion(keep={keep})", "framefusion(keep={keep}, similarity=0.2)"],
-        frozenset({"qwen3_vl"}),
+        SHALLOW,
     ),
     "grid": (["grid(keep={keep})"], frozenset()),
     "holov": (["holov(keep={keep})", "holov(keep={keep}, chunks=5, alpha=3)"], WITHOUT_CLS),
@@ -53,10 +61,10 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
         ],
         WITHOUT_CLS | WITHOUT_KEYS,
     ),
-    "pyramiddrop": (["pyramiddrop(keep={keep})"], frozenset({"qwen3_vl"})),
+    "pyramiddrop": (["pyramiddrop(keep={keep})"], SHALLOW),
     "quota": (["quota(keep={keep})", "quota(keep={keep}, compress='index')"], frozenset()),
     "random": (["random(keep={keep})", "random(keep={keep}, seed=7)"], frozenset()),
-    "sparsevlm": (["sparsevlm(keep={keep})"], frozenset({"qwen3_vl"})),
+    "sparsevlm": (["sparsevlm(keep={keep})"], SHALLOW),
     "stride": (["stride(keep={keep})"], frozenset()),
     "todre": (
         ["todre(keep={keep})", "todre(keep={keep}, rule='maxsum', tau=0, seed=3)"],
@@ -80,7 +88,7 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     ),
 }
 
-IN_DECODER = ("dart", "fastv", "framefusion", "pyramiddrop", "sparsevlm")
+IN_DECODER = ("corematching", "dart", "fastv", "framefusion", "pyramiddrop", "sparsevlm")
 
 SPECS = [spec for specs, _ in REDUCERS.values() for spec in specs]
 SELECTORS = [spec for spec in SPECS if not spec.startswith(("downsample", *IN_DECODER))]

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from mmtok.models.taps import LayerAttention
-from mmtok.pruning import FastV, PyramidDrop, SparseVLM
+from mmtok.pruning import CoreMatching, FastV, PyramidDrop, SparseVLM
 from mmtok.pruning.decoder import DecoderPrompt
 from mmtok.pruning.dpc import density_peaks
+from mmtok.pruning.methods.corematching import ANCHOR, above_knee, token_cores
 from mmtok.pruning.methods.dart import least_alike
 from mmtok.pruning.methods.framefusion import frame_likeness, merge_runs, tokens_to_keep
 from mmtok.pruning.methods.sparsevlm import rater_score, raters, recycled, with_clusters
@@ -196,3 +197,24 @@ def test_framefusion_budget() -> None:
                 read.append(round(read[-1] * (1 - share)))
             kept = tokens_to_keep(n, read[1:], read[-1], cost, params["layers"])
             assert 1 - kept / read[-1] == pytest.approx(want, abs=1e-6)
+
+
+def test_corematching() -> None:
+    for params, tensors in cases("corematching"):
+        x, anchor = tensors["input.activations"][0], params["seq"] - ANCHOR
+        cores = token_cores(x, 0)
+        score = (cores[params["image_start"] : params["image_end"]] & cores[anchor]).sum(1)
+        assert torch.equal(score.float(), tensors["output.score"])
+        kept = above_knee(score, strict=True)
+        if len(tensors["output.kept"]) == 0:  # all scores equal: the reference keeps nothing
+            assert len(kept) == len(score)
+            continue
+        assert torch.equal(kept, tensors["output.kept"])
+        assert score[above_knee(score, strict=False)].min() == tensors["output.elbow_value"]
+        prompt = span(
+            *(params["seq"], params["image_start"], len(score)),
+            activation=x,
+        )
+        reducer = CoreMatching(keep=len(score), knee="strict", compat="repo")
+        (stage,) = reducer.in_decoder(32)
+        assert torch.equal(stage.rule(prompt).indices[0], tensors["output.kept"])
