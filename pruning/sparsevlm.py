@@ -86,8 +86,9 @@ class SparseVLM(Reducer):
         now, total = len(prompt.visual), tapered(first, self.keep_count(first), stages)[stage]
         if total >= now:
             return keeping(torch.arange(now, device=prompt.visual.device))
-        # Text never leaves: a rater is known by its place among the text.
-        score = prompt.rows(prompt.text[raters]).mean(0)[prompt.visual]
+        # Text never leaves, so a rater is known by its place among the text.
+        places = prompt.last if raters is None else prompt.text[raters]
+        score = prompt.rows(places).mean(0)[prompt.visual]
         plain, clusters = split_budget(now, total, self.recycle)
         order = top(score, now)
         if clusters == 0:
@@ -97,15 +98,14 @@ class SparseVLM(Reducer):
         x = prompt.hidden[prompt.visual[again]]
         return with_clusters(order[:plain], again, *density_peaks(x, clusters, clusters))
 
-    def _raters(self, prompt: DecoderPrompt) -> Tensor:
-        """Places among the text of the words that judge; the last token where nothing follows."""
-        asking = prompt.asking
-        if prompt.embeddings is None or len(asking) == 0:
-            asking = prompt.last
-        else:
-            asking = asking[raters(*(prompt.embeddings[p] for p in (prompt.visual, asking)))]
-            prompt.flops += 2 * len(prompt.visual) * len(prompt.asking) * prompt.embeddings.shape[1]
-        return torch.searchsorted(prompt.text, asking)
+    def _raters(self, prompt: DecoderPrompt) -> Tensor | None:
+        """Places among the text of the words that judge; None where no text follows the image."""
+        asking, x = prompt.asking, prompt.embeddings
+        if x is None or len(asking) == 0:
+            return None
+        prompt.flops += 2 * len(prompt.visual) * len(asking) * x.shape[1]
+        words = raters(x[prompt.visual], x[asking])
+        return torch.searchsorted(prompt.text, asking[words])
 
 
 def rater_score(visual: Tensor, text: Tensor) -> Tensor:

@@ -241,7 +241,7 @@ def _in_decoder(reducers: Sequence[Reducer], entering: int, layers: int) -> list
     for start, reducer in sorted(((first(r), r) for r in reducers), key=lambda pair: pair[0]):
         if start < layers:
             schedule = reducer.decoder_schedule(layers, left[start])
-            left = [min(column) for column in zip(left, schedule, strict=True)]
+            left[start:] = map(min, left[start:], schedule[start:])
     return left
 
 

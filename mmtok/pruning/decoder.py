@@ -116,12 +116,16 @@ def stage_layers(
         for share in shares:
             layers.append(max(math.floor(share * depth + 0.5), layers[-1] + 1))
         return [layer for layer in layers[1:] if layer < depth]
-    layers = [layer for layer in given if isinstance(layer, int) and 0 < layer < depth]
-    if not given or layers != sorted(set(given)) or len(layers) != len(given):
+    layers = [x for x in given if type(x) is int and 0 < x < depth] if _listed(given) else []
+    if not layers or layers != sorted(set(layers)) or len(layers) != len(given):
         raise InputError(
             f"{name}: layers must ascend within 1 to {depth - 1} in this decoder, got {given!r}"
         )
     return layers
+
+
+def _listed(given: object) -> bool:
+    return isinstance(given, tuple | list)
 
 
 def tapered(n: int, k: int, stages: int) -> list[int]:
