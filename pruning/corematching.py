@@ -70,10 +70,6 @@ class CoreMatching(Reducer):
         if self.compat not in ("paper", "repo"):
             raise InputError(f"corematching: compat must be 'paper' or 'repo', got {self.compat!r}")
 
-    @property
-    def _everything(self) -> bool:
-        return isinstance(self.keep, float) and self.keep == 1
-
     def in_decoder(self, layers: int) -> list[DecoderStage]:
         """One stage; none if all is kept.
 
@@ -84,12 +80,12 @@ class CoreMatching(Reducer):
         return [
             DecoderStage(layer=layer, rule=self._matched, reads=reads)
             for layer in self._places(layers)
-            if not self._everything
+            if not self.keeps_all
         ]
 
     def in_feedforward(self) -> NeuronStage | None:
         """The prompt's core in every layer; None if all is kept or beta is 1."""
-        if self._everything or self.beta == 1:
+        if self.keeps_all or self.beta == 1:
             return None
         return NeuronStage(share=self.beta, rule=self._core)
 

@@ -51,7 +51,7 @@ class DART(Reducer):
 
     def in_decoder(self, layers: int) -> list[DecoderStage]:
         """One stage; none if all is kept."""
-        if isinstance(self.keep, float) and self.keep == 1:
+        if self.keeps_all:
             return []
         reads = frozenset[Reads]({"attention"})
         return [DecoderStage(layer=self.layer, rule=self._unlike, reads=reads)]

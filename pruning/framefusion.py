@@ -75,7 +75,7 @@ class FrameFusion(Reducer):
                 f"framefusion: cost={self.cost!r} cannot be met by {layers} layers, of which two "
                 f"may read all tokens: it must be above {2 / layers:.3f}"
             )
-        if self.cost is None and isinstance(self.keep, float) and self.keep == 1:
+        if self.cost is None and self.keeps_all:
             return []
         reads = frozenset[Reads]({"attention"})
         return [

@@ -50,7 +50,7 @@ class PyramidDrop(Reducer):
             InputError: the decoder has no such layers.
         """
         places = self._places(layers)
-        if isinstance(self.keep, float) and self.keep == 1:
+        if self.keeps_all:
             return []
         reads = frozenset[Reads]({"own_attention"})
         return [

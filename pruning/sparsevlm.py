@@ -62,7 +62,7 @@ class SparseVLM(Reducer):
             InputError: the decoder has no such layers.
         """
         places = self._places(layers)
-        if isinstance(self.keep, float) and self.keep == 1:
+        if self.keeps_all:
             return []
         reads = frozenset[Reads]({"attention", "embeddings"})
         return [
