@@ -9,11 +9,13 @@ import torch
 
 from mmtok import plan, reduced
 from mmtok.pruning import FrameFusion, build
+from mmtok.pruning.decoder import DecoderPrompt, keeping
 from mmtok.pruning.methods.framefusion import merge_runs
+from mmtok.tokens import Selection
 from tests.conftest import batch, tiny_model
 from tests.matrix import IN_DECODER, SPECS
 from tests.test_decoder_methods import prompt
-from tests.test_decoder_seam import reached
+from tests.test_decoder_seam import InDecoder, reached
 
 INSIDE = [spec for spec in SPECS if spec.startswith(IN_DECODER)]
 GREEDY: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False}
@@ -117,3 +119,29 @@ def test_methods_follow_one_another_in_a_decoder() -> None:
     cost = plan(model.config, reduce=specs, text_tokens=text, image_size=(84, 84)).reduced
     per_token = 2 * 64 * 2
     assert cost.kv_bytes == per_token * sum(lengths)
+
+
+def blend(prompt: DecoderPrompt) -> Selection:
+    """Drop nothing, but let the first token count twice: as itself and in the second."""
+    n = len(prompt.visual)
+    source, slot = torch.cat([torch.arange(n), torch.zeros(1).long()]), torch.arange(n + 1)
+    slot[n] = 1
+    weight = torch.ones(n + 1)
+    weight[[1, n]] = 0.5
+    return Selection(indices=[torch.arange(n)], merge=[(source, slot, weight)])
+
+
+def test_a_merge_need_not_drop() -> None:
+    model, _ = tiny_model("llava")
+    sizes: list[list[float]] = []
+
+    def look(prompt: DecoderPrompt) -> Selection:
+        sizes.append(prompt.size.tolist())
+        return keeping(torch.arange(len(prompt.visual)))
+
+    with reduced(model, InDecoder(rules={1: blend, 2: look})) as reduction:
+        model.generate(**batch("llava", "image", rows=(0,)), **GREEDY)
+    assert reduction.seam is not None
+    assert reduction.seam.left[3] is not None
+    assert reduction.seam.left[3].whole
+    assert sizes == [[1.0, 2.0] + [1.0] * 34]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -123,19 +124,18 @@ class DecoderSeam:
     ) -> tuple[Tensor, dict[str, Any]]:
         if hidden.shape[1] != self._current.index.shape[1]:
             raise InputError("dropping inside the decoder needs the prompt in one piece, unchunked")
-        stage, whole = self.stages.get(place), kwargs
-        if not self._current.whole:
-            kwargs = whole | self._current.arguments(whole)
-        if stage:
-            before = self._current
-            hidden = self._decide(stage, layer, hidden, kwargs)
-            if self._current is not before:
-                kwargs = whole | self._current.arguments(whole)
+        if stage := self.stages.get(place):
+            hidden = self._decide(stage, layer, hidden, self._arguments(kwargs))
+        kwargs = self._arguments(kwargs)
         self.left[place] = self._current
         if place == len(self.layers) - 1:
             self._pending = False
             self._seen = {}
         return hidden, kwargs
+
+    def _arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        now = self._current
+        return kwargs if now.whole else kwargs | now.arguments(kwargs)
 
     def _decide(
         self, stage: DecoderStage, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
@@ -167,6 +167,7 @@ class DecoderSeam:
             if stage.reads & {"attention", "own_attention"}:
                 self.score_flops += self._seen.pop("attention").flops
             if bool((keep == now.real).all()):
+                self._current = replace(now, size=size)
                 return changed
             self._current, changed = now.keep(keep, size, changed)
             return changed
