@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=40)
-    parser.add_argument("--keep", type=float, default=0.4)
+    parser.add_argument("--keep", type=float, default=0.2)
     options = parser.parse_args()
     garments, rng = load_garments(options.data, train=True), np.random.default_rng(SEED)
     prompts, labels = [], []

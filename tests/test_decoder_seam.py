@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,13 +77,14 @@ def masked_reference(model: Any, lefts: list[Survivors], said: Said, visual: Any
         prompt = survivors.shape[1]
         if new == prompt:
             hidden = merged(layer, hidden)
-        mask = kwargs.get("attention_mask")
-        total = mask.shape[-1] if mask is not None else prompt
+        mask, cache = kwargs.get("attention_mask"), kwargs["past_key_values"]
+        past = cache.get_seq_length(layer)
+        total = new + (cache.layers[layer].keys.shape[-2] if past else 0)
         if mask is None:
-            total = kwargs["past_key_values"].get_seq_length(module.self_attn.layer_idx) + new
             mask = torch.ones(new, total, dtype=torch.bool).tril(total - new)[None, None]
-        seen = torch.ones(len(survivors), total, dtype=torch.bool)
+        seen = torch.ones(len(survivors), past + new, dtype=torch.bool)
         seen[:, :prompt] = survivors
+        seen = seen[:, -total:]
         own = torch.zeros(new, total, dtype=torch.bool)
         own[torch.arange(new), torch.arange(total - new, total)] = True
         allowed = seen[:, None, None, :] | own
@@ -150,6 +152,27 @@ def test_it_equals_masking(case: tuple[str, str], rules: Any, rows: Any) -> None
     assert (lengths[3] < lengths[2]) == (3 in rules)
 
 
+@pytest.mark.parametrize("window", [8, 30])
+def test_a_sliding_window_counts_places_of_the_whole_prompt(window: int) -> None:
+    model = deepcopy(tiny_model("gemma3")[0])
+    model.config.text_config.sliding_window = window
+    for layer in model.get_decoder().layers:
+        layer.self_attn.sliding_window = layer.self_attn.sliding_window and window
+    with reduced(model, InDecoder(rules={1: uneven, 2: uneven})) as reduction:
+        got = model.generate(**batch("gemma3", "image"), **DETAIL)
+        assert reduction.seam is not None
+        lefts = [left for left in reduction.seam.left if left is not None]
+    with masked_reference(model, lefts, [], None):
+        want = model.generate(**batch("gemma3", "image"), **DETAIL)
+    wide, narrow = (
+        m.generate(**batch("gemma3", "image"), **DETAIL).logits[0]
+        for m in (tiny_model("gemma3")[0], model)
+    )
+    assert not torch.allclose(narrow, wide), "the window matters here"
+    for a, b in zip(got.logits, want.logits, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_sizes_count_what_was_merged() -> None:
     model, _ = tiny_model("llava")
     sizes: list[list[float]] = []
@@ -161,73 +184,6 @@ def test_sizes_count_what_was_merged() -> None:
     with reduced(model, InDecoder(rules={1: pairs, 2: look, 3: look})):
         model.generate(**batch("llava", "image"), **GREEDY)
     assert sizes == [[2.0] * 18, [2.0] * 36, [4.0] * 9, [4.0] * 18]
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3"])
-def test_own_attention_is_what_the_layer_would_compute(family: str) -> None:
-    """Read in front of a layer, the rows are those the layer then uses when nothing leaves."""
-    model, _ = tiny_model(family)
-    seen: dict[str, list[torch.Tensor]] = {"own_attention": [], "attention": []}
-
-    @dataclass(frozen=True, kw_only=True)
-    class Look(Reducer):
-        def in_decoder(self, layers: int) -> list[DecoderStage]:
-            def look(name: str, prompt: DecoderPrompt) -> Selection:
-                seen[name].append(prompt.rows(prompt.last))
-                return keeping(torch.arange(len(prompt.visual)))
-
-            return [
-                DecoderStage(layer=2, rule=lambda p: look("own_attention", p), reads=own),
-                DecoderStage(layer=3, rule=lambda p: look("attention", p), reads=behind),
-            ]
-
-    own, behind = frozenset({"own_attention"}), frozenset({"attention"})
-    want = model.generate(**batch(family, "image"), **DETAIL)
-    with reduced(model, Look()):
-        got = model.generate(**batch(family, "image"), **DETAIL)
-    assert all(torch.equal(a, b) for a, b in zip(got.logits, want.logits, strict=True))
-    assert len(seen["attention"]) == 2
-    for a, b in zip(*seen.values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
-
-
-def test_a_rule_sees_the_prompt() -> None:
-    """Embeddings follow their tokens, neurons are those behind, cells name image and place."""
-    model, _ = tiny_model("llava")
-    inputs = batch("llava", "image")
-    seen: list[DecoderPrompt] = []
-
-    def look(prompt: DecoderPrompt) -> Selection:
-        seen.append(prompt)
-        return keeping(torch.arange(len(prompt.visual)))
-
-    @dataclass(frozen=True, kw_only=True)
-    class Look(Reducer):
-        def in_decoder(self, layers: int) -> list[DecoderStage]:
-            reads = frozenset({"embeddings", "activation"})
-            return [DecoderStage(layer=3, rule=look, reads=reads)]
-
-    fired: list[torch.Tensor] = []
-    hook = (
-        model.get_decoder()
-        .layers[2]
-        .mlp.down_proj.register_forward_hook(lambda module, args, output: fired.append(args[0]))
-    )
-    with reduced(model, [InDecoder(rules={2: uneven}), Look()]):
-        model(**inputs)
-    hook.remove()
-    words = model.get_input_embeddings()
-    for item, prompt in enumerate(seen):
-        ids = inputs["input_ids"][item]
-        text = ids[inputs["attention_mask"][item].bool() & (ids != model.config.image_token_id)]
-        assert prompt.embeddings is not None
-        assert torch.equal(prompt.embeddings[prompt.text], words(text))
-        assert torch.equal(prompt.activation, fired[0][item])
-        images = [36] if item == 0 else [36, 36]
-        cells = [(place // 6, place % 6) for n in images for place in range(n)]
-        kept = [i for i in range(sum(images)) if i % (2 + item)]
-        assert [tuple(c) for c in prompt.cell[:, 2:].tolist()] == [cells[i] for i in kept]
-        assert len(prompt.cell[:, 0].unique()) == len(images)
 
 
 def test_nothing_is_left_on_the_model_after_an_exception() -> None:
