@@ -236,7 +236,7 @@ def test_framefusion_goes_from_merging_to_pruning() -> None:
 
 def test_framefusion_merges_no_more_than_the_budget() -> None:
     seen = prompt(0)
-    seen.hidden[seen.visual] = torch.randn(8, 8).repeat(5, 1)
+    seen.hidden[seen.visual] = torch.arange(64.0).cos().view(8, 8).repeat(5, 1)
     got = FrameFusion(keep=30).in_decoder(9)[0].rule(seen)
     assert len(got.indices[0]) == 30
     (last,) = FrameFusion(keep=5).in_decoder(2)

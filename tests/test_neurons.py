@@ -182,13 +182,14 @@ def test_the_knee() -> None:
     for equal in (torch.ones(5), torch.ones(1)):
         for strict in (False, True):
             assert above_knee(equal, strict=strict).tolist() == list(range(len(equal)))
-    seen = prompt(0, activation=torch.randn(60, 40))
-    few = [
-        len(CoreMatching(keep=k, knee="strict").in_decoder(8)[0].rule(seen).indices[0])
-        for k in (3, 40)
-    ]
-    assert few[0] <= 3
-    assert few[1] < 40
+    activation = torch.randn(60, 40, generator=torch.Generator().manual_seed(0))
+    seen, kept = prompt(0, activation=activation), {}
+    for knee in ("strict", "inclusive"):
+        for k in (3, 40):
+            (stage,) = CoreMatching(keep=k, knee=knee, rho=0.5).in_decoder(8)  # type: ignore[arg-type]
+            kept[knee, k] = len(stage.rule(seen).indices[0])
+    assert kept["strict", 3] <= 3
+    assert kept["strict", 40] < kept["inclusive", 40] < 40
 
 
 def test_keep_all_skips_nothing_and_bad_arguments_are_named() -> None:
