@@ -127,10 +127,15 @@ class Selection:
         merge: optional B triples (source, slot, weight), all (M_b,): output slot[m] receives
             weight[m] of input token source[m]. A source may feed several slots; one that is not
             listed is dropped.
+        made: optional B tensors (k_b, D): the survivors' features, where a method computes them
+            otherwise; `merge` or `indices` then still say what becomes of anything else.
+        flops: what the choice cost where content decides it, counted as `select_flops` does.
     """
 
     indices: list[Tensor]
     merge: list[tuple[Tensor, Tensor, Tensor]] | None = None
+    made: list[Tensor] | None = None
+    flops: int | None = None
 
     def apply(self, features: Tensor) -> list[Tensor]:
         """The surviving (k_b, D) features of (B, N, D): gathered, or merged by slot and weight."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmtok.pruning.base import Reducer, per_item
-from mmtok.pruning.frames import previous
+from mmtok.pruning.frames import as_clip, previous
 from mmtok.pruning.greedy import unit
 from mmtok.pruning.rank import top
 from mmtok.tokens import Query, Selection, VisualTokens
@@ -36,11 +36,7 @@ class EVS(Reducer):
         """Rank by change, earlier tokens first among equals."""
 
         def choose(item: int, valid: Tensor, k: int) -> Tensor:
-            position = tokens.position[item, valid]
-            if tokens.overview is not None and bool(tokens.overview[item].any()):
-                position = torch.zeros_like(position)
-                position[:, 2] = torch.arange(len(valid), device=position.device)
-            change = novelty(tokens.features[item, valid], position)
+            change = novelty(tokens.features[item, valid], as_clip(tokens, item, valid))
             new = (change == NEW).nonzero().squeeze(1)
             if k < len(new):
                 step = torch.arange(k, device=new.device)

@@ -76,6 +76,12 @@ def _cdist(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
     return 2 * prod(a[:-2]) * a[-2] * b[-2] * a[-1]
 
 
+def _self_attention(x: Shape, *_: Any, **__: Any) -> int:
+    """(B, S, D) input of nn.MultiheadAttention's fused form: four projections, two products."""
+    b, s, d = x
+    return b * (8 * s * d * d + 4 * s * s * d)
+
+
 def _onednn_rnn(x: Shape, w_in: Shape, w_hidden: Shape, *_: Any, **__: Any) -> int:
     """(T, B, D) input; both weights are applied at every step."""
     return 2 * x[0] * x[1] * (prod(w_in) + prod(w_hidden))
@@ -105,6 +111,7 @@ _FORMULAS: dict[str, Formula] = {
     "_int_mm": _mm,
     "_cdist_forward": _cdist,
     "_euclidean_dist": _cdist,
+    "_native_multi_head_attention": _self_attention,
     "mkldnn_rnn_layer": _onednn_rnn,
     "_cudnn_rnn": _cudnn_rnn,
     "_fft_r2c": _fft(real=True),

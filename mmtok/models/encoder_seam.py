@@ -52,7 +52,8 @@ class Media:
     def reduce(self, selection: Selection) -> Media:
         """What is left after a selection among the current tokens."""
         tokens = self.tokens.gather(selection.indices)
-        features = pad_sequence(selection.apply(self.tokens.features), batch_first=True)
+        rows = selection.made or selection.apply(self.tokens.features)
+        features = pad_sequence(rows, batch_first=True)
         deep = [pad_sequence(selection.apply(x), batch_first=True) for x in self.deepstack]
         kept = [k[i] for k, i in zip(self.kept, selection.indices, strict=True)]
         return replace(self, tokens=replace(tokens, features=features), kept=kept, deepstack=deep)

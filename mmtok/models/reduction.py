@@ -177,9 +177,14 @@ class Reduction:
             if "query" in reducer.needs | reducer.wants:
                 with self.meter.stage("reduce.score"):
                     query = self._query(part, inputs)
-            self.select_flops += _select_flops(reducer, part.tokens, query)
             with self.meter.stage("reduce.select"):
-                part = part.reduce(reducer.select(part.tokens, query))
+                chosen = reducer.select(part.tokens, query)
+                reduced = part.reduce(chosen)
+            spent = chosen.flops
+            self.select_flops += (
+                _select_flops(reducer, part.tokens, query) if spent is None else spent
+            )
+            part = reduced
         return part
 
     def _query(self, part: Media, inputs: Inputs) -> Query:

@@ -77,7 +77,8 @@ class Reducer:
 
     def select_flops(self, n: int, width: int, *, key_width: int = 0, text: int = 0) -> int:
         """Floating point operations of `after_encoder`: matrix products and the like, as the FLOP
-        counter counts them.
+        counter counts them. At most so many where content decides; `Selection.flops` says then
+        how many a choice took.
 
         Args:
             n: tokens of one item.
