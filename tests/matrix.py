@@ -43,15 +43,24 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     "dart": (["dart(keep={keep})"], frozenset()),
     "divprune": (["divprune(keep={keep})"], frozenset()),
     "downsample": (["downsample(keep={keep})"], TILED),
+    "dycoke": (["dycoke(keep={keep})", "dycoke(keep={keep}, merge=True)"], frozenset()),
     "evs": (["evs(keep={keep})"], frozenset()),
     "fastervlm": (["fastervlm(keep={keep})"], WITHOUT_CLS),
     "fastv": (["fastv(keep={keep})"], frozenset()),
     "fps": (["fps(keep={keep})"], frozenset()),
+    "fastvid": (["fastvid(keep={keep})"], frozenset()),
     "framefusion": (
         ["framefusion(keep={keep})", "framefusion(keep={keep}, similarity=0.2)"],
         SHALLOW,
     ),
     "grid": (["grid(keep={keep})"], frozenset()),
+    "holitom": (
+        [
+            "holitom(keep={keep})",
+            "holitom(keep={keep}, threshold=0, context=0.4, later=1)",
+        ],
+        frozenset(),
+    ),
     "holov": (["holov(keep={keep})", "holov(keep={keep}, chunks=5, alpha=3)"], WITHOUT_CLS),
     "pool": (["pool(keep={keep})"], frozenset()),
     "prumerge": (
@@ -61,6 +70,7 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
         ],
         WITHOUT_CLS | WITHOUT_KEYS,
     ),
+    "prunevid": (["prunevid(keep={keep})"], frozenset()),
     "pyramiddrop": (["pyramiddrop(keep={keep})"], SHALLOW),
     "quota": (["quota(keep={keep})", "quota(keep={keep}, compress='index')"], frozenset()),
     "random": (["random(keep={keep})", "random(keep={keep}, seed=7)"], frozenset()),
@@ -86,12 +96,16 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
         ["vispruner(keep={keep})", "vispruner(keep={keep}, important=0.2)"],
         WITHOUT_CLS,
     ),
+    "vqtoken": (
+        ["vqtoken(keep={keep})", "vqtoken(keep={keep}, normalised=True, iterations=3)"],
+        frozenset(),
+    ),
 }
 
 IN_DECODER = ("corematching", "dart", "fastv", "framefusion", "pyramiddrop", "sparsevlm")
 
 SPECS = [spec for specs, _ in REDUCERS.values() for spec in specs]
-SELECTORS = [spec for spec in SPECS if not spec.startswith(("downsample", *IN_DECODER))]
+SELECTORS = [spec for spec in SPECS if spec.split("(")[0] not in ("downsample", *IN_DECODER)]
 
 # Odd sizes on purpose: what does not divide is filled up, and cut back when decoding.
 PICTURES = ((3, 37, 23), (3, 16, 16), (3, 1, 50))
