@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmtok import InputError
 from mmtok.accounting.flops import count_flops
 from mmtok.eval.density import token_density
-from mmtok.pruning import DyCoke, FastVID, HoliTom, PruneVid, VisualTokens, VQToken, build
+from mmtok.pruning import DyCoke, FastVID, HoliTom, PruneVid, Reducer, VisualTokens, VQToken, build
 from tests.matrix import REDUCERS
 from tests.slow_video import mix, video
 
@@ -106,6 +106,27 @@ def test_a_still_is_used_as_one_frame() -> None:
         a, b = method(keep=7).select(views), method(keep=7).select(as_one)
         assert torch.equal(a.indices[0], b.indices[0])
         assert torch.equal(a.apply(clip.features)[0], b.apply(clip.features)[0])
+
+
+@pytest.mark.parametrize(
+    "reducer",
+    [
+        DyCoke(keep=0.5),
+        FastVID(keep=0.5, segments=2, threshold=-1),
+        PruneVid(keep=0.5),
+        HoliTom(keep=0.5),
+    ],
+)
+def test_time_is_read_from_positions(reducer: Reducer) -> None:
+    """Tokens stored in any order give the same clip, and frames in another order another one."""
+    clip = video(2, t=8)
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
+    mixed = replace(clip, features=clip.features[:, order], position=clip.position[:, order])
+    kept = reducer.select(clip).indices[0]
+    assert torch.equal(order[reducer.select(mixed).indices[0]].sort().values, kept)
+    back = clip.position.clone()
+    back[..., 0] = (3 * back[..., 0] + 1) % 8
+    assert not torch.equal(reducer.select(replace(clip, position=back)).indices[0], kept)
 
 
 def test_dycoke_never_looks_ahead() -> None:
