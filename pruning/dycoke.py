@@ -15,7 +15,7 @@ the token it was compared with, or where that has left as well, into the one tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -25,9 +25,10 @@ from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer, per_item
 from mmtok.pruning.frames import Clip, read_clip
 from mmtok.pruning.greedy import unit
-from mmtok.pruning.merge import Merge, mean_into, most_alike, per_item_merged
+from mmtok.pruning.merging import Merge, joined, merge_per_item
 from mmtok.pruning.rank import apportion
 from mmtok.pruning.salience import highest
+from mmtok.pruning.slots import most_alike
 from mmtok.pruning.work import Work
 from mmtok.tokens import Query, Selection, VisualTokens
 
@@ -56,17 +57,21 @@ class DyCoke(Reducer):
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Keep, and with `merge` average, frame by frame."""
+        work = Work()
 
         def choose(item: int, valid: Tensor, k: int) -> Tensor:
-            return self._choose(tokens, item, valid, k, Work())[0]
+            return self._choose(tokens, item, valid, k, work)[0]
 
-        def merge(item: int, valid: Tensor, k: int, work: Work) -> Merge:
+        def merge(item: int, valid: Tensor, k: int) -> Merge:
             kept, other = self._choose(tokens, item, valid, k, work)
-            return mean_into(targets(tokens.features[item, valid], kept, other, work))
+            return joined(targets(tokens.features[item, valid], kept, other, work))
 
-        if self.merge:
-            return per_item_merged(tokens, self.keep_count, merge)
-        return per_item(tokens, self.keep_count, choose)
+        chosen = (
+            merge_per_item(tokens, self.keep_count, merge)
+            if self.merge
+            else per_item(tokens, self.keep_count, choose)
+        )
+        return replace(chosen, flops=work.flops)
 
     def _choose(
         self, tokens: VisualTokens, item: int, valid: Tensor, k: int, work: Work

@@ -17,7 +17,7 @@ anchor frames.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -28,10 +28,11 @@ from mmtok.pruning.base import Reducer
 from mmtok.pruning.dpc import density_flops, density_peaks
 from mmtok.pruning.frames import read_clip
 from mmtok.pruning.greedy import unit
-from mmtok.pruning.merge import Merge, Slots, blend, most_alike, per_item_merged
+from mmtok.pruning.merging import Merge, merge_per_item
 from mmtok.pruning.rank import apportion
 from mmtok.pruning.salience import highest, salience
 from mmtok.pruning.segments import at_cuts
+from mmtok.pruning.slots import Slots, blend, most_alike
 from mmtok.pruning.work import Work
 from mmtok.tokens import Query, Selection, VisualTokens
 
@@ -72,8 +73,9 @@ class FastVID(Reducer):
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Segment the clip, then choose and blend in each segment."""
+        work = Work()
 
-        def choose(item: int, valid: Tensor, k: int, work: Work) -> Merge:
+        def choose(item: int, valid: Tensor, k: int) -> Merge:
             x, clip = tokens.features[item, valid], read_clip(tokens, item, valid)
             score = salience(tokens, item, valid, clip)
             means = unit(clip.means(x))
@@ -87,7 +89,7 @@ class FastVID(Reducer):
                 self._segment(slots, x, score, frames, part, work)
             return slots.merge()
 
-        return per_item_merged(tokens, self.keep_count, choose)
+        return replace(merge_per_item(tokens, self.keep_count, choose), flops=work.flops)
 
     def split(self, sizes: list[int], quotas: list[int]) -> tuple[list[int], list[int]]:
         """How many salient and how many context tokens each frame of a segment gets.

@@ -21,7 +21,7 @@ last weighs as much as all before it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -34,10 +34,11 @@ from mmtok.pruning.decoder import DecoderPrompt, DecoderStage, Reads
 from mmtok.pruning.dpc import density_flops
 from mmtok.pruning.frames import Clip, read_clip
 from mmtok.pruning.greedy import unit
-from mmtok.pruning.merge import Merge, Slots, mean_into, most_alike, per_item_merged
+from mmtok.pruning.merging import Merge, joined, merge_per_item
 from mmtok.pruning.rank import apportion, top
 from mmtok.pruning.salience import highest, salience
 from mmtok.pruning.segments import most_still
+from mmtok.pruning.slots import Slots, by_size, most_alike
 from mmtok.pruning.work import Work
 from mmtok.tokens import Query, Selection, VisualTokens
 
@@ -74,8 +75,9 @@ class HoliTom(Reducer):
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Divide into windows, merge over time, then choose in space."""
+        work = Work()
 
-        def choose(item: int, valid: Tensor, k: int, work: Work) -> Merge:
+        def choose(item: int, valid: Tensor, k: int) -> Merge:
             x, clip = tokens.features[item, valid], read_clip(tokens, item, valid)
             x = x if x.dtype == torch.float64 else x.float()
             score = salience(tokens, item, valid, clip)
@@ -101,7 +103,7 @@ class HoliTom(Reducer):
                 self._merge(slots, x, rest, merged, work)
             return slots.merge()
 
-        return per_item_merged(tokens, self.keep_count, choose)
+        return replace(merge_per_item(tokens, self.keep_count, choose), flops=work.flops)
 
     @staticmethod
     def _merge(slots: Slots, x: Tensor, rows: Tensor, k: int, work: Work) -> None:
@@ -137,8 +139,8 @@ class HoliTom(Reducer):
         work = Work()
         target[lost] = kept[most_alike(prompt.hidden[prompt.visual], lost, kept, work)]
         prompt.flops += work.flops
-        merge = mean_into(target, prompt.size)
-        return Selection(indices=[merge.kept], merge=[(merge.source, merge.slot, merge.weight)])
+        index, merge = by_size(joined(target), prompt.size)
+        return Selection(indices=[index], merge=[merge])
 
 
 def steadiness(x: Tensor, clip: Clip, work: Work) -> Tensor:

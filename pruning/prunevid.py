@@ -16,7 +16,7 @@ of still ones first. The method's stage inside the decoder is not here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,9 +27,10 @@ from mmtok.pruning.cells import merge_group, still_and_moving
 from mmtok.pruning.dpc import density_flops, density_peaks
 from mmtok.pruning.frames import Clip, read_clip
 from mmtok.pruning.greedy import unit
-from mmtok.pruning.merge import Merge, Slots, mean_into, most_alike, per_item_merged
+from mmtok.pruning.merging import Merge, joined, merge_per_item
 from mmtok.pruning.rank import apportion
 from mmtok.pruning.segments import of_clusters
+from mmtok.pruning.slots import Slots, most_alike
 from mmtok.pruning.work import Work
 from mmtok.tokens import Query, Selection, VisualTokens
 
@@ -58,8 +59,9 @@ class PruneVid(Reducer):
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Segment, merge over time, merge in space."""
+        work = Work()
 
-        def choose(item: int, valid: Tensor, k: int, work: Work) -> Merge:
+        def choose(item: int, valid: Tensor, k: int) -> Merge:
             x, clip = tokens.features[item, valid], read_clip(tokens, item, valid)
             x = x if x.dtype == torch.float64 else x.float()
             segments = self._segments(clip.means(x), work)
@@ -72,7 +74,7 @@ class PruneVid(Reducer):
                 merge_group(slots, x, rows, quota, share=0, neighbours=NEIGHBOURS, work=work)
             return with_all(slots.merge(), x, work)
 
-        return per_item_merged(tokens, self.keep_count, choose)
+        return replace(merge_per_item(tokens, self.keep_count, choose), flops=work.flops)
 
     def _segments(self, means: Tensor, work: Work) -> list[range]:
         count = max(int(self.segments * len(means)), 1)
@@ -100,8 +102,9 @@ def stillness(x: Tensor, clip: Clip, segment: range) -> Tensor:
 
 def with_all(merge: Merge, x: Tensor, work: Work) -> Merge:
     """The merge with every token in it that was in no slot: means, over the most alike added."""
+    kept, (source, slot, _) = merge
     target = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
-    target[merge.source] = merge.kept[merge.slot]
+    target[source] = kept[slot]
     lost = (target < 0).nonzero().squeeze(1)
-    target[lost] = merge.kept[most_alike(x, lost, merge.kept, work)]
-    return mean_into(target)
+    target[lost] = kept[most_alike(x, lost, kept, work)]
+    return joined(target)

@@ -25,7 +25,8 @@ from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer, seeded
 from mmtok.pruning.frames import Clip, read_clip
 from mmtok.pruning.kmeans import Clusters, kmeans, spread_start
-from mmtok.pruning.merge import Merge, Slots, per_item_merged
+from mmtok.pruning.merging import Merge, merge_per_item
+from mmtok.pruning.slots import Slots
 from mmtok.pruning.vqattention import VQAttention, load_vq_attention
 from mmtok.pruning.work import Work
 from mmtok.tokens import Query, Selection, VisualTokens
@@ -75,8 +76,9 @@ class VQToken(Reducer):
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Cluster, average, and in the trained mode attend."""
         made: dict[int, Tensor] = {}
+        work = Work()
 
-        def choose(item: int, valid: Tensor, k: int, work: Work) -> Merge:
+        def choose(item: int, valid: Tensor, k: int) -> Merge:
             x = tokens.features[item, valid]
             start = spread_start(x, k, seeded(self.seed, tokens.item_ids[item]), work)
             clusters = kmeans(x, start, iterations=self.iterations, work=work)
@@ -90,7 +92,8 @@ class VQToken(Reducer):
                 made[item] = self._attend(x, read_clip(tokens, item, valid), merge, work)
             return merge
 
-        chosen = per_item_merged(tokens, self.keep_count, choose)
+        chosen = merge_per_item(tokens, self.keep_count, choose)
+        chosen = replace(chosen, flops=work.flops)
         if self.mode == "free":
             return chosen
         features = [
@@ -111,7 +114,8 @@ class VQToken(Reducer):
     def _attend(self, x: Tensor, clip: Clip, merge: Merge, work: Work) -> Tensor:
         """(k, D) tokens that the attention layer makes of the codebook."""
         module = self.attention.to(x.device)
-        k, (width, cells) = len(merge.kept), module.to_q_proj.weight.shape
+        (kept, (source, slot, weight)), (width, cells) = merge, module.to_q_proj.weight.shape
+        k = len(kept)
         frames = clip.frames
         if x.shape[1] != width or any(len(frame) not in (cells, cells + 1) for frame in frames):
             raise InputError(
@@ -123,10 +127,10 @@ class VQToken(Reducer):
                 f"vqtoken: with compat='repo', {len(frames)} frames give {len(frames)} tokens, "
                 f"more than the {k} to keep: keep at least as many as there are frames"
             )
-        source = x[merge.source].float() * merge.weight[:, None].float()
-        codebook = source.new_zeros(k, width).index_add_(0, merge.slot, source)
-        label = torch.empty_like(merge.slot)
-        label[merge.source] = merge.slot
+        part = x[source].float() * weight[:, None].float()
+        codebook = part.new_zeros(k, width).index_add_(0, slot, part)
+        label = torch.empty_like(slot)
+        label[source] = slot
         grid = torch.stack([label[frame[:cells]] for frame in frames])  # newlines have no cell
         if self.compat == "repo":
             work.flops += module.flops(len(frames), k)

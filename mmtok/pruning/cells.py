@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmtok.pruning.dpc import density_peaks
 from mmtok.pruning.frames import Clip
-from mmtok.pruning.merge import Slots, blend
+from mmtok.pruning.slots import Slots, blend
 from mmtok.pruning.work import Work
 
 
