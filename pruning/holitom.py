@@ -116,8 +116,8 @@ class HoliTom(Reducer):
 
     def in_decoder(self, layers: int) -> list[DecoderStage]:
         """One stage in front of layer floor(18L/28); none if all go on, or that is the first."""
-        everything = isinstance(self.keep, float) and self.keep == 1
-        if everything or self.later == 1 or (layer := 18 * layers // 28) < 1:
+        layer = 18 * layers // 28
+        if self.keeps_all or self.later == 1 or layer < 1:
             return []
         reads = frozenset[Reads]({"attention"})
         return [DecoderStage(layer=layer, rule=self._attended, reads=reads)]

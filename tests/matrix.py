@@ -47,8 +47,8 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     "evs": (["evs(keep={keep})"], frozenset()),
     "fastervlm": (["fastervlm(keep={keep})"], WITHOUT_CLS),
     "fastv": (["fastv(keep={keep})"], frozenset()),
-    "fps": (["fps(keep={keep})"], frozenset()),
     "fastvid": (["fastvid(keep={keep})"], frozenset()),
+    "fps": (["fps(keep={keep})"], frozenset()),
     "framefusion": (
         ["framefusion(keep={keep})", "framefusion(keep={keep}, similarity=0.2)"],
         SHALLOW,
