@@ -26,7 +26,7 @@ class Registry:
         kind: what a method is called in messages ("reducer").
         folder: directory of the method files.
         package: dotted name under which that directory is importable.
-        base: name of the class a method derives from.
+        base: name of the class a method derives from, or the end of it (CacheReducer).
         group: entry-point group of methods in other packages.
         hyphens: names are written with "-" where the file has "_".
     """
@@ -71,7 +71,7 @@ class Registry:
     def _class_in(self, path: Path) -> str | None:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and any(
-                isinstance(base, ast.Name) and base.id == self.base for base in node.bases
+                isinstance(base, ast.Name) and base.id.endswith(self.base) for base in node.bases
             ):
                 return node.name
         return None

@@ -28,6 +28,10 @@ WITHOUT_KEYS = frozenset(name for name, family in FAMILIES.items() if not family
 SHALLOW = frozenset({"qwen3_vl"})
 
 REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
+    "a2sf": (
+        ["a2sf(keep={keep}, recent=4)", "a2sf(keep={keep}, factor=1, scope='visual')"],
+        frozenset(),
+    ),
     "cdpruner": (
         ["cdpruner(keep={keep})", "cdpruner(keep={keep}, theta=0.5, compat='repo')"],
         frozenset(),
@@ -45,6 +49,7 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     "downsample": (["downsample(keep={keep})"], TILED),
     "dycoke": (["dycoke(keep={keep})", "dycoke(keep={keep}, merge=True)"], frozenset()),
     "evs": (["evs(keep={keep})"], frozenset()),
+    "expectedattention": (["expectedattention(keep={keep})"], frozenset()),
     "fastervlm": (["fastervlm(keep={keep})"], WITHOUT_CLS),
     "fastv": (["fastv(keep={keep})"], frozenset()),
     "fastvid": (["fastvid(keep={keep})"], frozenset()),
@@ -62,6 +67,7 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
         frozenset(),
     ),
     "holov": (["holov(keep={keep})", "holov(keep={keep}, chunks=5, alpha=3)"], WITHOUT_CLS),
+    "knorm": (["knorm(keep={keep}, scope='visual')"], frozenset()),
     "pool": (["pool(keep={keep})"], frozenset()),
     "prumerge": (
         [
@@ -74,6 +80,14 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     "pyramiddrop": (["pyramiddrop(keep={keep})"], SHALLOW),
     "quota": (["quota(keep={keep})", "quota(keep={keep}, compress='index')"], frozenset()),
     "random": (["random(keep={keep})", "random(keep={keep}, seed=7)"], frozenset()),
+    "sentencekv": (
+        [
+            "sentencekv(keep={keep}, read=0.5, start=2, recent=2, window=4, threshold=1)",
+            "sentencekv(keep={keep}, read=0.3, window=4, threshold=0, scope='visual')",
+        ],
+        frozenset(),
+    ),
+    "snapkv": (["snapkv(keep={keep}, window=4, kernel=3)"], frozenset()),
     "sparsevlm": (["sparsevlm(keep={keep})"], SHALLOW),
     "stride": (["stride(keep={keep})"], frozenset()),
     "todre": (
@@ -105,7 +119,9 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
 IN_DECODER = ("corematching", "dart", "fastv", "framefusion", "pyramiddrop", "sparsevlm")
 
 SPECS = [spec for specs, _ in REDUCERS.values() for spec in specs]
-SELECTORS = [spec for spec in SPECS if spec.split("(")[0] not in ("downsample", *IN_DECODER)]
+CACHES = ("a2sf", "expectedattention", "knorm", "sentencekv", "snapkv")
+NOT_SELECTING = ("downsample", *IN_DECODER, *CACHES)
+SELECTORS = [spec for spec in SPECS if spec.split("(")[0] not in NOT_SELECTING]
 
 # Odd sizes on purpose: what does not divide is filled up, and cut back when decoding.
 PICTURES = ((3, 37, 23), (3, 16, 16), (3, 1, 50))

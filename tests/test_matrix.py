@@ -49,9 +49,12 @@ def test_the_account_is_exact(case: tuple[str, str], spec: str) -> None:
     full = inputs["input_ids"].shape[1]
     with count_flops() as counted:
         done = pipeline.one_pass(inputs, counted, **GREEDY)
-    assert min(done.layer_lengths()) < full
-    predicted = kv_bytes(model.config.get_text_config(), done.layer_lengths(), "float32")
-    assert done.kv_bytes[0] == len(inputs["input_ids"]) * predicted
+    assert min(done.cache_lengths()) < full
+    assert max(done.layer_lengths()) <= full
+    for stage, new in enumerate((0, done.new_tokens - 1)):
+        held = [n + new for n in done.cache_lengths()]
+        predicted = kv_bytes(model.config.get_text_config(), held, "float32")
+        assert done.kv_bytes[stage] == len(inputs["input_ids"]) * predicted
     analytic = analytic_flops(lvlm, done)
     for stage in ("encode", "reduce.score", "reduce.select", "prefill", "decode"):
         assert analytic[stage] == pytest.approx(counted.by_stage.get(stage, 0), rel=0.01), stage

@@ -115,13 +115,18 @@ def head_shape(text_config: Any) -> tuple[int, int, int]:
     return heads, kv_heads, size
 
 
+def slides(text_config: Any, layer: int) -> bool:
+    """Whether a layer attends within a sliding window only."""
+    types = getattr(text_config, "layer_types", None)
+    window = getattr(text_config, "sliding_window", None)
+    return bool(window) and (not types or types[layer] == "sliding_attention")
+
+
 def kept_in_cache(text_config: Any, layer: int, tokens: int) -> int:
     """How many of `tokens` the layer's cache holds: a sliding layer keeps its window less one."""
-    window = getattr(text_config, "sliding_window", None)
-    types = getattr(text_config, "layer_types", None)
-    if not window or (types and types[layer] != "sliding_attention"):
+    if not slides(text_config, layer):
         return tokens
-    return min(tokens, int(window) - 1)
+    return min(tokens, int(text_config.sliding_window) - 1)
 
 
 def check_decoder(text_config: Any) -> None:

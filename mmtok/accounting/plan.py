@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmtok.accounting.analytic import Logits, decoder_flops, kv_bytes
+from mmtok.accounting.analytic import Logits, decoder_flops, kv_bytes, slides
 from mmtok.accounting.encoders import encoder_flops
 from mmtok.accounting.ledger import Ledger, Stage, si
 from mmtok.accounting.planned import PlannedMedia, planned, resized
@@ -174,7 +174,8 @@ def _cost(ask: _Ask, reducers: Sequence[Reducer]) -> Cost:
     encoded, entering = sum(media.items), sum(items)
     encode = encoder_flops(ask.config, media.shapes)
     prefill = decoder_flops(text, lengths, logits=ask.logits)
-    cache = kv_bytes(text, lengths, ask.dtype)
+    held = _in_cache(reducers, lengths, visual, text)
+    cache = kv_bytes(text, held, ask.dtype)
     stages = [Stage("encode", tokens_out=encoded, flops_analytic=encode)]
     if reducers:
         stages.append(Stage("reduce.select", encoded, entering, flops_analytic=select))
@@ -185,9 +186,9 @@ def _cost(ask: _Ask, reducers: Sequence[Reducer]) -> Cost:
     if steps:
         neurons = _neurons(reducers, text.intermediate_size)
         decode = sum(
-            decoder_flops(text, 1, [n + step for n in lengths], neurons=neurons) for step in steps
+            decoder_flops(text, 1, [n + step for n in held], neurons=neurons) for step in steps
         )
-        grown = kv_bytes(text, [n + len(steps) for n in lengths], ask.dtype)
+        grown = kv_bytes(text, [n + len(steps) for n in held], ask.dtype)
         stages.append(
             Stage("decode", len(steps), len(steps), flops_analytic=decode, kv_bytes=grown)
         )
@@ -249,6 +250,20 @@ def _neurons(reducers: Sequence[Reducer], width: int) -> int | None:
     """Neurons of each feed-forward network that decode steps compute; None: all."""
     stages = [stage for r in reducers if (stage := r.in_feedforward()) is not None]
     return min((stage.width(width) for stage in stages), default=None)
+
+
+def _in_cache(
+    reducers: Sequence[Reducer], lengths: list[int], visual: list[int], text: Any
+) -> list[int]:
+    """Entries each layer's KV cache holds after the prefill; layers that slide keep their own."""
+    depth = len(lengths)
+    early = [layer for r in reducers if (layer := r.leave_early(depth)) is not None]
+    held = []
+    for layer, (n, v) in enumerate(zip(lengths, visual, strict=True)):
+        counts = [reducer.cache_count(layer, n, v) for reducer in reducers]
+        counts += [lengths[-1] for first in early if layer >= first]
+        held.append(n if slides(text, layer) else min([n, *counts]))
+    return held
 
 
 def _row(ledger: Ledger, name: str) -> Stage:

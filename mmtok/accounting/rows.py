@@ -66,6 +66,20 @@ class Pass:
                 lengths[layer] = lengths[layer] if left is None else left.index.shape[1]
         return lengths
 
+    def cache_lengths(self) -> list[int]:
+        """Entries that each decoder layer's KV cache holds after the prefill, padding included."""
+        cache, lengths = self.reduction.cache, self.layer_lengths()
+        return lengths if cache is None else cache.lengths(lengths)
+
+    def decode_reads(self) -> list[list[int]]:
+        """Entries each layer reads in each decode step, the step's own token included."""
+        cache, held = self.reduction.cache, self.cache_lengths()
+        chosen = [] if cache is None else cache.reads
+        return [
+            [(chosen[step - 1] if chosen else {}).get(i, n + step) for i, n in enumerate(held)]
+            for step in range(1, self.new_tokens)
+        ]
+
 
 def ledger(
     lvlm: LVLM, spec: str, done: Pass, timer: StageTimer, counted: FlopCount | None
@@ -143,8 +157,7 @@ def analytic_flops(lvlm: LVLM, done: Pass) -> dict[str, int]:
         )
         work["prefill"] = batch * decoder_flops(text, lengths)
         work["decode"] = batch * sum(
-            decoder_flops(text, 1, [n + step for n in lengths], neurons=done.neurons)
-            for step in range(1, done.new_tokens)
+            decoder_flops(text, 1, read, neurons=done.neurons) for read in done.decode_reads()
         )
     except InputError:
         pass  # an architecture without closed forms: its rows say None

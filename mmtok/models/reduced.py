@@ -52,6 +52,8 @@ def rerouted(reduction: Reduction) -> Iterator[None]:
             stack.enter_context(reduction.seam.active())
         if reduction.neurons:
             stack.enter_context(reduction.neurons.active())
+        if reduction.cache:  # behind the decoder seam: its masks count what caches hold
+            stack.enter_context(reduction.cache.active())
 
         def before(module: Any, args: Any, kwargs: Inputs) -> Any:
             return _forward(reduction, args, kwargs)
@@ -85,7 +87,9 @@ def _forward(reduction: Reduction, args: Any, kwargs: Inputs) -> Any:
     if not _has_pixels(kwargs):
         cache = kwargs.get("past_key_values")
         fresh = cache is None or cache.get_seq_length() == 0
-        if fresh and not kwargs.get("mm_encoder_outputs"):
+        if not fresh:
+            reduction.next_step({"input_ids": args[0]} | kwargs if args else kwargs)
+        elif not kwargs.get("mm_encoder_outputs"):
             reduction.text_alone(kwargs)
         return None
     if args:
@@ -136,13 +140,22 @@ def _refuse(reduction: Reduction, kwargs: Inputs) -> None:
     config = kwargs.get("generation_config") or reduction.model.generation_config
     beams = kwargs.get("num_beams") or config.num_beams or 1
     copies = kwargs.get("num_return_sequences") or config.num_return_sequences or 1
-    if max(beams, copies) > 1 and (reduction.seam or reduction.family.flat):
+    if max(beams, copies) > 1 and (reduction.seam or reduction.cache or reduction.family.flat):
         raise InputError(
-            "beams and several return sequences do not work with dropping inside the decoder, "
+            "beams and several return sequences do not work with dropping inside the decoder "
+            "or its KV cache, "
             f"nor with {reduction.model.config.model_type}'s way of passing features, if reduced"
         )
-    if kwargs.get("use_cache") is False and reduction.seam:
-        raise InputError("dropping inside the decoder needs use_cache=True")
+    if kwargs.get("use_cache") is False and (reduction.seam or reduction.cache):
+        raise InputError("dropping inside the decoder or its KV cache needs use_cache=True")
+    if reduction.cache:
+        chunk = kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None)
+        kind = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
+        if chunk or kind not in (None, "dynamic"):
+            raise InputError(
+                "evicting KV entries needs a dynamic cache filled in one prefill: leave out "
+                "cache_implementation and prefill_chunk_size"
+            )
 
 
 def _count_from(reduction: Reduction, inputs: Inputs, original: int) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
+from mmtok.models.cache_calls import Reached, check_cache
+from mmtok.models.cache_seam import CacheSeam
 from mmtok.models.decoder_seam import DecoderSeam
 from mmtok.models.encoder_seam import (
     PIXELS,
@@ -24,6 +26,7 @@ from mmtok.models.encoder_seam import (
 from mmtok.models.families import Inputs, family_of
 from mmtok.models.neuron_seam import NeuronSeam
 from mmtok.pruning.base import Reducer, overrides
+from mmtok.pruning.cache import CachePolicy, Prompt
 from mmtok.pruning.neurons import NeuronStage
 from mmtok.tokens import Query, VisualTokens
 
@@ -73,6 +76,7 @@ class Reduction:
         self._check_needs()
         self.seam = self._decoder_seam()
         self.neurons = self._neuron_seam()
+        self.cache = self._cache_seam()
         self._check_attention()
 
     def _decoder_seam(self) -> DecoderSeam | None:
@@ -102,6 +106,27 @@ class Reduction:
             )
         return NeuronSeam(self.seam, stages[0], self.meter) if stages and self.seam else None
 
+    def _cache_seam(self) -> CacheSeam | None:
+        decoder = self.model.get_decoder()
+        depth = len(decoder.layers)
+        evicting = [r for r in self.reducers if r.in_cache(depth) is not None]
+        early = [layer for r in self.reducers if (layer := r.leave_early(depth)) is not None]
+        if len(evicting) + len(early) > 1:
+            raise InputError("only one reducer of a pipeline can evict entries of the KV cache")
+        if not evicting and not early:
+            return None
+
+        def policy() -> CachePolicy:
+            made = evicting[0].in_cache(depth) if evicting else None
+            return made or CachePolicy()
+
+        return CacheSeam(decoder, policy, self._reached, self.meter, early=min(early, default=None))
+
+    def _reached(self, layer: int) -> Reached | None:
+        """What reaches a decoder layer of the last prompt; None if everything."""
+        left = self.seam.left[layer] if self.seam else None
+        return None if left is None or left.whole else (left.index, left.real)
+
     def _check_needs(self) -> None:
         offered = {"query"} | self.family.facts
         for reducer in self.reducers:
@@ -112,17 +137,17 @@ class Reduction:
                 )
 
     def _check_attention(self) -> None:
-        """Attention is read from SDPA's arguments: refuse other implementations at once."""
+        """Attention is read and masked as SDPA does: refuse other implementations at once."""
         read = {name for r in self.reducers for name in r.needs | r.wants} & self.family.facts
         parts = [
-            (self.model.get_decoder().config, self.seam),
+            (self.model.get_decoder().config, self.seam or self.cache),
             (self.model.config.vision_config, read),
         ]
         for config, reads in parts:
             how = getattr(config, "_attn_implementation", None)
             if reads and how not in (None, "sdpa"):
                 raise InputError(
-                    f"a reducer reads attention, which works with SDPA, not {how!r}: "
+                    f"a reducer reads or masks attention, which works with SDPA, not {how!r}: "
                     "load the model with attn_implementation='sdpa'"
                 )
 
@@ -137,6 +162,8 @@ class Reduction:
             Keyword arguments with `mm_encoder_outputs` instead of pixels. Where nothing is
             dropped everything else is as it came, so the run is bit-identical to the stock one.
         """
+        if self.cache and inputs.get("past_key_values") is not None:
+            check_cache(inputs["past_key_values"])
         for reducer in self.reducers:
             inputs = reducer.before_encoder(self.model, inputs)
         self.inputs, self.select_flops = inputs, 0
@@ -154,13 +181,24 @@ class Reduction:
             visual = compact(keep, {"visual": (visual, False)})["visual"]
         short["mm_encoder_outputs"] = outputs
         self.prompt_length = short["input_ids"].shape[1]
-        if self.seam:
+        mask = short.get("attention_mask")
+        if self.seam or self.cache:
             cell = compact(keep, {"cell": (token_cells(keep.shape, self.media), -1)})["cell"]
-            mask = short.get("attention_mask")
-            self.seam.start(visual, None if mask is None else mask.bool(), cell)
+            valid = None if mask is None else mask.bool()
+        if self.seam:
+            self.seam.start(visual, valid, cell)
         if self.neurons:
             self.neurons.start()
+        if self.cache:
+            real = torch.ones_like(visual) if valid is None else valid
+            ids = short["input_ids"]
+            self.cache.start(Prompt(ids=ids, valid=real, visual=visual, cell=cell))
         return short
+
+    def next_step(self, inputs: Inputs) -> None:
+        """A forward that continues a prompt is about to run."""
+        if self.cache:
+            self.cache.next_step(inputs.get("input_ids"))
 
     def text_alone(self, inputs: Inputs) -> None:
         """A prompt without pixels passes by: nothing to reduce, no state of an earlier one."""
@@ -170,6 +208,8 @@ class Reduction:
             self.seam.start(None, None, None)
         if self.neurons:
             self.neurons.start()
+        if self.cache:
+            self.cache.start(None)
 
     def _reduce(self, part: Media, active: list[Reducer], inputs: Inputs) -> Media:
         for reducer in active:
@@ -225,6 +265,7 @@ class Reduction:
     def score_flops(self) -> int:
         """Floating point operations spent on the last prompt's scores, in closed form."""
         inside = self.seam.score_flops if self.seam else 0
+        inside += self.cache.flops if self.cache else 0
         return inside + sum(part.score_flops for part in self.media)
 
     @property

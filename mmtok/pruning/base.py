@@ -15,6 +15,7 @@ from mmtok.errors import InputError
 from mmtok.tokens import Query, Selection, VisualTokens
 
 if TYPE_CHECKING:
+    from mmtok.pruning.cache import CachePolicy
     from mmtok.pruning.decoder import DecoderStage
     from mmtok.pruning.neurons import NeuronStage
 
@@ -94,6 +95,16 @@ class Reducer:
         """
         return [visual] * layers
 
+    def cache_count(self, layer: int, entries: int, visual: int) -> int:
+        """KV entries of a prompt that each head of a decoder layer holds once the prefill is done.
+
+        Args:
+            layer: which decoder layer.
+            entries: tokens of the prompt that the layer reads.
+            visual: how many of them are visual.
+        """
+        return entries
+
     def before_encoder(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """Change the model's inputs, pixels included, before the vision tower runs."""
         return inputs
@@ -108,6 +119,16 @@ class Reducer:
 
     def in_feedforward(self) -> NeuronStage | None:
         """Which neurons of the feed-forward networks decode steps compute; None: all."""
+        return None
+
+    def in_cache(self, layers: int) -> CachePolicy | None:
+        """Which KV entries stay, for one batch of prompts and a decoder of `layers` layers."""
+        return None
+
+    def leave_early(self, layers: int) -> int | None:
+        """The first decoder layer whose KV cache drops, once the prefill is done, the tokens that
+        the last layer did not read any more; None if caches keep what their layers read.
+        """
         return None
 
     def select(self, tokens: VisualTokens, query: Query | None = None) -> Selection:
