@@ -165,11 +165,13 @@ class Pipeline:
             made = model.generate(**inputs, **options)
         sequences: Tensor = made if isinstance(made, Tensor) else made.sequences
         width = max(options.get("num_beams") or 1, options.get("num_return_sequences") or 1)
+        other = reduction.contrast
         return Pass(
             inputs=inputs,
             sequences=sequences,
             reduction=reduction,
             kv_bytes=tuple(caches),
+            contrast_bytes=None if other is None else cache_bytes(other.cache),
             width=width,
         )
 

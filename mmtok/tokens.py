@@ -24,7 +24,11 @@ class VisualTokens:
             padding not counted.
         grid: (B, 3) int64, frames, rows and columns. Default: (1, 1, valid tokens).
         cls_attention: (B, N) attention of the encoder's CLS token to each patch, or None.
+        cls_joint: (B, N) the same with the heads unsplit, or None.
         keys: (B, N, Dk) keys of the encoder's last attention layer, or None.
+        group: (B, N) int64 place of the first token that shares a token's feature since a merge in
+            the encoder; -1 for newline tokens. None if nothing merges there.
+        size: (B, N) int64 patches that share the feature; None if nothing merges there.
         overview: (B, N) bool, True at the low-resolution overview of an AnyRes image, or None.
         item_ids: B stable names of the items: a seeded method draws from (seed, item id), so a
             batch gives what its items give one by one. Default: "0" for every item.
@@ -38,8 +42,11 @@ class VisualTokens:
     position: Tensor = None  # type: ignore[assignment]
     grid: Tensor = None  # type: ignore[assignment]
     cls_attention: Tensor | None = None
+    cls_joint: Tensor | None = None
     keys: Tensor | None = None
     overview: Tensor | None = None
+    group: Tensor | None = None
+    size: Tensor | None = None
     item_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,7 +80,10 @@ class VisualTokens:
             "position": (b, n, 3),
             "grid": (b, 3),
             "cls_attention": (b, n),
+            "cls_joint": (b, n),
             "overview": (b, n),
+            "group": (b, n),
+            "size": (b, n),
         }
         for name, shape in expected.items():
             value = getattr(self, name)
@@ -105,8 +115,11 @@ class VisualTokens:
             mask=mask,
             position=take(self.position),
             cls_attention=None if self.cls_attention is None else take(self.cls_attention),
+            cls_joint=None if self.cls_joint is None else take(self.cls_joint),
             keys=None if self.keys is None else take(self.keys),
             overview=None if self.overview is None else take(self.overview),
+            size=None if self.size is None else take(self.size),
+            group=None,  # places among tokens that are no longer all there
         )
 
 

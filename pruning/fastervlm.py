@@ -12,8 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer, per_item
 from mmtok.pruning.rank import top
 from mmtok.tokens import Query, Selection, VisualTokens
@@ -21,18 +23,31 @@ from mmtok.tokens import Query, Selection, VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class FasterVLM(Reducer):
-    """Keep the k tokens with the largest CLS attention."""
+    """Keep the k tokens with the largest CLS attention.
+
+    Attributes:
+        outliers: so many of the largest are taken for artefacts of the tower (arXiv 2410.04514)
+            and come last; 0 as the authors have it.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"cls_attention"})
 
     keep: int | float = 0.25
+    outliers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count = self.outliers
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise InputError(f"fastervlm: outliers must be an int >= 0, got {count!r}")
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
-        """A plain top-k, ties to the lower index."""
+        """A top-k, ties to the lower index."""
         attention = tokens.cls_attention
         assert attention is not None, "select() refuses tokens without it"
 
         def choose(item: int, valid: Tensor, k: int) -> Tensor:
-            return top(attention[item, valid].float(), k)
+            ranked = top(attention[item, valid].float(), len(valid))
+            return torch.cat([ranked[self.outliers :], ranked[: self.outliers]])[:k]
 
         return per_item(tokens, self.keep_count, choose)

@@ -1,7 +1,8 @@
 """The test matrix: one row per reducer and tokenizer. Adding a method means adding its row here.
 
 A reducer's row gives specs that cover the method's options, with `{keep}` where the budget goes,
-and the families it refuses with a reason. A tokenizer's row gives specs and shapes of media.
+and the families it refuses with a reason, or one kind of their inputs ("llava_onevision-video"). A
+tokenizer's row gives specs and shapes of media.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ WITHOUT_KEYS = frozenset(name for name, family in FAMILIES.items() if not family
 # features to the output of its first two layers.
 SHALLOW = frozenset({"qwen3_vl"})
 
+POOLED = frozenset(name for name, family in FAMILIES.items() if not family.patch_tokens)
+POOLED_CLIPS = frozenset({"llava_next_video-video", "llava_onevision-video"})
+
 REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     "a2sf": (
         ["a2sf(keep={keep}, recent=4)", "a2sf(keep={keep}, factor=1, scope='visual')"],
@@ -44,13 +48,17 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
         ["coveragemax(keep={keep})", "coveragemax(keep={keep}, alpha=0, text_temperature=0.1)"],
         frozenset(),
     ),
+    "damro": (["damro"], WITHOUT_CLS),
     "dart": (["dart(keep={keep})"], frozenset()),
     "divprune": (["divprune(keep={keep})"], frozenset()),
     "downsample": (["downsample(keep={keep})"], TILED),
     "dycoke": (["dycoke(keep={keep})", "dycoke(keep={keep}, merge=True)"], frozenset()),
     "evs": (["evs(keep={keep})"], frozenset()),
     "expectedattention": (["expectedattention(keep={keep})"], frozenset()),
-    "fastervlm": (["fastervlm(keep={keep})"], WITHOUT_CLS),
+    "fastervlm": (
+        ["fastervlm(keep={keep})", "fastervlm(keep={keep}, outliers=3)"],
+        WITHOUT_CLS,
+    ),
     "fastv": (["fastv(keep={keep})"], frozenset()),
     "fastvid": (["fastvid(keep={keep})"], frozenset()),
     "fps": (["fps(keep={keep})"], frozenset()),
@@ -68,6 +76,13 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     ),
     "holov": (["holov(keep={keep})", "holov(keep={keep}, chunks=5, alpha=3)"], WITHOUT_CLS),
     "knorm": (["knorm(keep={keep}, scope='visual')"], frozenset()),
+    "mustdrop": (
+        [
+            "mustdrop(keep={keep})",
+            "mustdrop(keep={keep}, theta=-1, key_share=0.5, trim_early=True, compat='repo')",
+        ],
+        POOLED | POOLED_CLIPS | WITHOUT_CLS,
+    ),
     "pool": (["pool(keep={keep})"], frozenset()),
     "prumerge": (
         [
@@ -101,6 +116,10 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
         ],
         WITHOUT_CLS | WITHOUT_KEYS,
     ),
+    "tome": (
+        ["tome(keep={keep})", "tome(keep={keep}, inflect=-1, proportional=False, every=3)"],
+        POOLED | POOLED_CLIPS,
+    ),
     "vidcom2": (["vidcom2(keep={keep})"], frozenset()),
     "visionzip": (
         ["visionzip(keep={keep})", "visionzip(keep={keep}, contextual=4, compat='repo')"],
@@ -116,12 +135,15 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     ),
 }
 
-IN_DECODER = ("corematching", "dart", "fastv", "framefusion", "pyramiddrop", "sparsevlm")
+IN_DECODER = (
+    *("corematching", "dart", "fastv", "framefusion", "mustdrop", "pyramiddrop", "sparsevlm"),
+)
 
 SPECS = [spec for specs, _ in REDUCERS.values() for spec in specs]
 CACHES = ("a2sf", "expectedattention", "knorm", "sentencekv", "snapkv")
 NOT_SELECTING = ("downsample", *IN_DECODER, *CACHES)
-SELECTORS = [spec for spec in SPECS if spec.split("(")[0] not in NOT_SELECTING]
+BUDGETED = [spec for spec in SPECS if "{keep}" in spec]
+SELECTORS = [spec for spec in BUDGETED if spec.split("(")[0] not in NOT_SELECTING]
 
 # Odd sizes on purpose: what does not divide is filled up, and cut back when decoding.
 PICTURES = ((3, 37, 23), (3, 16, 16), (3, 1, 50))

@@ -23,7 +23,7 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False}
 
 def left_visual(reduction: Any) -> list[list[list[int]]]:
     """Per layer and prompt, which of its visual tokens reach the layer."""
-    lefts = reduction.seam.left
+    lefts = reduction.seams.decoder.left
     visual = torch.zeros(len(lefts[0].index), lefts[0].prompt, dtype=torch.bool)
     for part in reduction.media:
         visual.view(-1)[torch.cat(part.places)] = True
@@ -112,8 +112,8 @@ def test_methods_follow_one_another_in_a_decoder() -> None:
     model, _ = tiny_model("llava")
     with reduced(model, specs) as reduction:
         model.generate(**batch("llava", "image", rows=(0,)), **GREEDY)
-    assert reduction.seam is not None
-    lengths = [left.index.shape[1] for left in reduction.seam.left if left is not None]
+    assert reduction.seams.decoder is not None
+    lengths = [left.index.shape[1] for left in reduction.seams.decoder.left if left is not None]
     text = lengths[0] - 20
     assert [n - text for n in lengths] == [20, 10, 7, 5]
     cost = plan(model.config, reduce=specs, text_tokens=text, image_size=(84, 84)).reduced
@@ -141,7 +141,7 @@ def test_a_merge_need_not_drop() -> None:
 
     with reduced(model, InDecoder(rules={1: blend, 2: look})) as reduction:
         model.generate(**batch("llava", "image", rows=(0,)), **GREEDY)
-    assert reduction.seam is not None
-    assert reduction.seam.left[3] is not None
-    assert reduction.seam.left[3].whole
+    assert reduction.seams.decoder is not None
+    assert reduction.seams.decoder.left[3] is not None
+    assert reduction.seams.decoder.left[3].whole
     assert sizes == [[1.0, 2.0] + [1.0] * 34]

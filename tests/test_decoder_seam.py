@@ -134,8 +134,8 @@ def test_it_equals_masking(case: tuple[str, str], rules: Any, rows: Any) -> None
     reducer = InDecoder(rules=rules)
     with reduced(model, reducer) as reduction:
         got = model.generate(**batch(*case, rows=rows), **DETAIL)
-        assert reduction.seam is not None
-        lefts = [left for left in reduction.seam.left if left is not None]
+        assert reduction.seams.decoder is not None
+        lefts = [left for left in reduction.seams.decoder.left if left is not None]
         visual = torch.zeros(lefts[0].index.shape, dtype=torch.bool)
         for part in reduction.media:
             visual.view(-1)[torch.cat(part.places)] = True
@@ -160,8 +160,8 @@ def test_a_sliding_window_counts_places_of_the_whole_prompt(window: int) -> None
         layer.self_attn.sliding_window = layer.self_attn.sliding_window and window
     with reduced(model, InDecoder(rules={1: uneven, 2: uneven})) as reduction:
         got = model.generate(**batch("gemma3", "image"), **DETAIL)
-        assert reduction.seam is not None
-        lefts = [left for left in reduction.seam.left if left is not None]
+        assert reduction.seams.decoder is not None
+        lefts = [left for left in reduction.seams.decoder.left if left is not None]
     with masked_reference(model, lefts, [], None):
         want = model.generate(**batch("gemma3", "image"), **DETAIL)
     wide, narrow = (

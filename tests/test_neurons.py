@@ -62,8 +62,8 @@ def test_it_equals_zeroing_the_others(family: str, spec: str) -> None:
     reducers: list[Any] = [Loudest()] if spec == "loudest" else [CoreMatching(keep=0.5, beta=0.3)]
     with reduced(model, reducers) as reduction:
         got = model.generate(**inputs, **DETAIL)
-        assert reduction.neurons is not None
-        cores = [core[0] for core in reduction.neurons.cores if core is not None]
+        assert reduction.seams.neurons is not None
+        cores = [core[0] for core in reduction.seams.neurons.cores if core is not None]
     width = model.config.get_text_config().intermediate_size
     assert [len(core[0]) for core in cores] == [math.floor(0.3 * width + 0.5)] * len(layers)
     assert not torch.equal(cores[0][0], cores[0][1])
@@ -91,8 +91,8 @@ def test_a_batch_equals_its_prompts_one_by_one() -> None:
     for rows in ((0, 1), (0,), (1,)):
         with reduced(model, "corematching(keep=0.5)") as reduction:
             model.generate(**batch("llava", "image", rows=rows), **DETAIL)
-            assert reduction.neurons is not None
-            chosen.append([core[0] for core in reduction.neurons.cores if core is not None])
+            assert reduction.seams.neurons is not None
+            chosen.append([core[0] for core in reduction.seams.neurons.cores if core is not None])
     for together, first, second in zip(*chosen, strict=True):
         assert torch.equal(together, torch.cat([first, second]))
 
@@ -110,7 +110,7 @@ def test_the_account_knows_the_neurons() -> None:
         assert analytic_flops(lvlm, done)["decode"] == pytest.approx(decode[beta], rel=0.01)
     layers, width, hidden = 4, 128, 64
     assert decode[1.0] - decode[0.25] == 2 * 3 * layers * 6 * hidden * width * 3 // 4
-    spared = done.reduction.neurons.spared_bytes  # type: ignore[union-attr]
+    spared = done.reduction.seams.neurons.spared_bytes  # type: ignore[union-attr]
     assert spared == layers * 3 * hidden * width * 4 * (4 - 2) // 4  # two prompts hold a quarter
     costs = [
         plan("llava-1.5-7b", reduce=f"corematching(keep=0.3, beta={beta})", new_tokens=2)

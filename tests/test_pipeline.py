@@ -132,8 +132,8 @@ def test_todres_second_stage_runs_inside_a_deep_model() -> None:
         text = cache.get_seq_length(0) - 9
         assert cache.get_seq_length(14) == text + 9
         assert cache.get_seq_length(15) == text + visual
-        assert reduction.seam is not None
-        assert reduction.seam.score_flops > 0
+        assert reduction.seams.decoder is not None
+        assert reduction.seams.decoder.score_flops > 0
 
 
 @pytest.mark.parametrize(

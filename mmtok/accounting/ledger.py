@@ -9,7 +9,10 @@ from typing import Any
 
 from mmtok.table import render
 
-STAGES = ("source", "encode", "reduce.score", "reduce.select", "prefill", "decode")
+STAGES = (
+    *("source", "encode", "reduce.score", "reduce.select"),
+    *("prefill", "decode", "decode.contrast"),
+)
 AGREEMENT = 0.01
 """Counted and analytic FLOPs further apart than this share are reported under the table."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmtok.accounting.analytic import Logits, decoder_flops, kv_bytes, slides
 from mmtok.accounting.encoders import encoder_flops
 from mmtok.accounting.ledger import Ledger, Stage, si
+from mmtok.accounting.merged import planned_merging
 from mmtok.accounting.planned import PlannedMedia, planned, resized
 from mmtok.errors import InputError
 from mmtok.table import render
@@ -172,7 +173,8 @@ def _cost(ask: _Ask, reducers: Sequence[Reducer]) -> Cost:
     visual = _in_decoder(reducers, sum(items), text.num_hidden_layers)
     lengths = [n + ask.text_tokens for n in visual]
     encoded, entering = sum(media.items), sum(items)
-    encode = encoder_flops(ask.config, media.shapes)
+    saved, merging = planned_merging(ask.config, reducers, media)
+    encode, select = encoder_flops(ask.config, media.shapes) - saved, select + merging
     prefill = decoder_flops(text, lengths, logits=ask.logits)
     held = _in_cache(reducers, lengths, visual, text)
     cache = kv_bytes(text, held, ask.dtype)
@@ -192,7 +194,21 @@ def _cost(ask: _Ask, reducers: Sequence[Reducer]) -> Cost:
         stages.append(
             Stage("decode", len(steps), len(steps), flops_analytic=decode, kv_bytes=grown)
         )
-    return Cost(Ledger(stages), entering, prefill, cache)
+    return Cost(Ledger([*stages, *_on_logits(ask, reducers, media)]), entering, prefill, cache)
+
+
+def _on_logits(ask: _Ask, reducers: Sequence[Reducer], media: PlannedMedia) -> list[Stage]:
+    """The row of a second branch, if logits are contrasted with one."""
+    text, rows = ask.config.text_config, []
+    for contrast in (stage for r in reducers if (stage := r.on_logits()) is not None):
+        entered = sum(contrast.count(n) for n in media.items) + ask.text_tokens
+        steps = range(1, ask.new_tokens)
+        flops = decoder_flops(text, entered)
+        flops += sum(decoder_flops(text, 1, entered + step) for step in steps)
+        cache = kv_bytes(text, entered + len(steps), ask.dtype)
+        read, made = entered + len(steps), ask.new_tokens
+        rows.append(Stage("decode.contrast", read, made, flops_analytic=flops, kv_bytes=cache))
+    return rows
 
 
 def _before_encoder(ask: _Ask, reducers: Sequence[Reducer]) -> PlannedMedia:

@@ -12,6 +12,7 @@ from mmtok.accounting import hardware
 from mmtok.accounting.analytic import decoder_flops
 from mmtok.accounting.encoders import encoder_flops
 from mmtok.accounting.ledger import STAGES, Ledger, Stage
+from mmtok.accounting.merged import measured_saving
 from mmtok.accounting.shapes import media_shapes
 from mmtok.errors import InputError
 
@@ -31,6 +32,7 @@ class Pass:
         sequences: (B, S + new) token ids, beginning with the whole prompt.
         reduction: the reducers' work on it.
         kv_bytes: size of the KV cache after the prefill and at the end.
+        contrast_bytes: of the cache that a second branch for contrasted logits filled.
         width: beams, or copies of each prompt.
     """
 
@@ -38,6 +40,7 @@ class Pass:
     sequences: Tensor
     reduction: Reduction
     kv_bytes: tuple[int, ...]
+    contrast_bytes: int | None = None
     width: int = 1
 
     @property
@@ -53,13 +56,13 @@ class Pass:
     @property
     def neurons(self) -> int | None:
         """Neurons of each feed-forward network that decode steps compute; None: all."""
-        seam = self.reduction.neurons
+        seam = self.reduction.seams.neurons
         width = self.reduction.model.config.get_text_config().intermediate_size
         return None if seam is None or not seam.chosen else seam.stage.width(width)
 
     def layer_lengths(self) -> list[int]:
         """Tokens of the prompt that each decoder layer reads, padding included."""
-        seam, layers = self.reduction.seam, len(self.reduction.model.get_decoder().layers)
+        seam, layers = self.reduction.seams.decoder, len(self.reduction.model.get_decoder().layers)
         lengths = [self.reduction.prompt_length] * layers
         if seam is not None:
             for layer, left in enumerate(seam.left):
@@ -68,12 +71,12 @@ class Pass:
 
     def cache_lengths(self) -> list[int]:
         """Entries that each decoder layer's KV cache holds after the prefill, padding included."""
-        cache, lengths = self.reduction.cache, self.layer_lengths()
+        cache, lengths = self.reduction.seams.cache, self.layer_lengths()
         return lengths if cache is None else cache.lengths(lengths)
 
     def decode_reads(self) -> list[list[int]]:
         """Entries each layer reads in each decode step, the step's own token included."""
-        cache, held = self.reduction.cache, self.cache_lengths()
+        cache, held = self.reduction.seams.cache, self.cache_lengths()
         chosen = [] if cache is None else cache.reads
         return [
             [(chosen[step - 1] if chosen else {}).get(i, n + step) for i, n in enumerate(held)]
@@ -88,7 +91,8 @@ def ledger(
     times = timer.times()
     analytic = analytic_flops(lvlm, done)
     tokens = _tokens(done)
-    caches = dict(zip(("prefill", "decode"), done.kv_bytes, strict=False))
+    caches: dict[str, int | None] = {"decode.contrast": done.contrast_bytes}
+    caches |= zip(("prefill", "decode"), done.kv_bytes, strict=False)
     peak = hardware.find(_device_name(lvlm.device))
     rows = []
     for name in STAGES:
@@ -132,13 +136,17 @@ def _tokens(done: Pass) -> dict[str, tuple[int | None, int | None]]:
     kept = sum(k for _, _, k in done.reduction.tokens)
     prompt = int(done.inputs["attention_mask"].sum())
     batch = done.rows
+    other = done.reduction.contrast
+    second = 0 if other is None else int(other.prompt["attention_mask"].sum())
+    steps = batch * max(done.new_tokens - 1, 0)
     return {
         "source": (None, prompt),
         "encode": (None, seen),
         "reduce.score": (seen, seen),
         "reduce.select": (seen, kept),
         "prefill": ((prompt - seen + kept) * done.width, batch),
-        "decode": (batch * max(done.new_tokens - 1, 0), batch * max(done.new_tokens - 1, 0)),
+        "decode": (steps, steps),
+        "decode.contrast": (second + steps, batch + steps),
     }
 
 
@@ -152,13 +160,18 @@ def analytic_flops(lvlm: LVLM, done: Pass) -> dict[str, int]:
         "reduce.select": done.reduction.select_flops,
     }
     try:
-        work["encode"] = encoder_flops(
-            lvlm.config, media_shapes(lvlm.config, done.reduction.inputs)
-        )
+        shapes = media_shapes(lvlm.config, done.reduction.inputs)
+        work["encode"] = encoder_flops(lvlm.config, shapes) - measured_saving(done.reduction)
         work["prefill"] = batch * decoder_flops(text, lengths)
         work["decode"] = batch * sum(
             decoder_flops(text, 1, read, neurons=done.neurons) for read in done.decode_reads()
         )
+        if (other := done.reduction.contrast) is not None:
+            entered = int(other.prompt["input_ids"].shape[1])
+            steps = range(entered + 1, entered + done.new_tokens)
+            work["decode.contrast"] = batch * (
+                decoder_flops(text, entered) + sum(decoder_flops(text, 1, n) for n in steps)
+            )
     except InputError:
         pass  # an architecture without closed forms: its rows say None
     return work
@@ -172,8 +185,8 @@ def _mbu(
     if stage != "decode" or steps < 1:
         return None
     weights = sum(w.numel() * w.element_size() for w in lvlm.model.get_decoder().parameters())
-    if done.reduction.neurons:
-        weights -= done.reduction.neurons.spared_bytes
+    if done.reduction.seams.neurons:
+        weights -= done.reduction.seams.neurons.spared_bytes
     cache = sum(done.kv_bytes) // 2  # it grows evenly from the first figure to the last
     return hardware.mbu(steps * (weights + cache), ms, peak)
 

@@ -59,13 +59,20 @@ class DecoderSeam:
         self.first = min(self.stages, default=len(self.layers))
         self.start(None, None, None)
 
-    def start(self, visual: Tensor | None, valid: Tensor | None, cell: Tensor | None) -> None:
+    def start(
+        self,
+        visual: Tensor | None,
+        valid: Tensor | None,
+        cell: Tensor | None,
+        facts: Tensor | None = None,
+    ) -> None:
         """Get ready for a prompt. Where `visual` is None the layers run untouched.
 
         Args:
             visual: (B, S) bool, its visual tokens.
             valid: (B, S) bool, its tokens but padding; None if there is no padding.
             cell: (4, B, S) int64, image or clip of each visual token and its (t, h, w).
+            facts: (2, B, S) patches merged into each token so far, and its CLS attention.
         """
         self.left: list[Survivors | None] = [None] * len(self.layers)
         self.score_flops = 0
@@ -76,6 +83,9 @@ class DecoderSeam:
         self._visual, self._cell = visual, cell
         self._memory: list[dict[str, Any]] = [{} for _ in visual]
         self._current = Survivors.all_of(torch.ones_like(visual) if valid is None else valid)
+        self._cls = None if facts is None else facts[1]
+        if facts is not None:
+            self._current = replace(self._current, size=facts[0])
         self.left[: self.first] = [self._current] * self.first
 
     @contextmanager
@@ -194,6 +204,7 @@ class DecoderSeam:
             attention=attention,
             embeddings=None if embeddings is None else embeddings[item, index],
             activation=None if activation is None else activation[item],
+            cls_attention=None if self._cls is None else self._cls[item, index[places]],
             item=item,
         )
 

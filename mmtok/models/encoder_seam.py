@@ -8,19 +8,21 @@ token that stays keeps its original position id.
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 from torch.nn.utils.rnn import pad_sequence
 
 from mmtok.accounting.scopes import Meter
 from mmtok.errors import InputError
-from mmtok.models.families import Family, Inputs, Layout, pack_anyres
+from mmtok.models.facts import known_of
+from mmtok.models.families import Family, Inputs, Layout
 from mmtok.models.taps import LayerAttention, tap
+from mmtok.models.tower_seam import TowerSeam, open_tower
+from mmtok.pruning.stages import EncoderStage
 from mmtok.tokens import Selection, VisualTokens
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -39,6 +41,7 @@ class Media:
         kept: per item, which of the original tokens are still here.
         deepstack: (items, N, D) features for each of the first decoder layers.
         score_flops: floating point operations spent on scores so far.
+        tower: how patches merged inside the vision tower, if they did.
     """
 
     kind: str
@@ -48,6 +51,7 @@ class Media:
     kept: list[Tensor]
     deepstack: list[Tensor]
     score_flops: int = 0
+    tower: TowerSeam | None = None
 
     def reduce(self, selection: Selection) -> Media:
         """What is left after a selection among the current tokens."""
@@ -65,7 +69,12 @@ class Media:
 
 
 def encode(
-    model: Any, family: Family, inputs: Inputs, wants: set[str], meter: Meter
+    model: Any,
+    family: Family,
+    inputs: Inputs,
+    wants: set[str],
+    meter: Meter,
+    stage: EncoderStage | None = None,
 ) -> list[Media]:
     """Run the vision tower on whatever pixels the inputs hold.
 
@@ -73,11 +82,13 @@ def encode(
         model: a Hugging Face model with a language head.
         family: its row of the table.
         inputs: keyword arguments of its `forward`, from its own processor.
-        wants: which of {"cls_attention", "keys"} some method will read.
+        wants: which of {"cls_attention", "cls_joint", "keys"} some method will read.
         meter: told that the stage "encode" runs.
+        stage: what to merge inside the tower.
 
     Raises:
-        InputError: placeholders in the prompt and features do not match.
+        InputError: merging does not fit these inputs, or placeholders in the prompt and features
+            do not match.
     """
     media = []
     for kind, key in PIXELS.items():
@@ -89,38 +100,25 @@ def encode(
         heard: list[LayerAttention] = []
         layers = model.base_model.get_submodule(family.tower)
         facts = sorted(wants & family.facts)
-        with meter.stage("encode"), tap(layers[-1], heard.append) if facts else nullcontext():
+        tower = None if stage is None else open_tower(model, family, arguments, kind, stage, meter)
+        with ExitStack() as stack:
+            stack.enter_context(meter.stage("encode"))
+            if tower is not None:
+                stack.enter_context(tower.active())
+            if facts:
+                stack.enter_context(tap(layers[-1], heard.append))
             output = encoder(**arguments, return_dict=True)
         part = _media(model, family, inputs, kind, output)
+        if tower is not None:
+            tokens = replace(part.tokens, **tower.merged_tokens())
+            part = replace(part, tokens=tokens, tower=tower)
         if facts:
             with meter.stage("reduce.score"):
-                part = _with_facts(part, model, family, inputs, facts, heard[0])
+                more = known_of(part, model, family, inputs, facts, heard[0])
+                tokens = replace(part.tokens, **more)
+                part = replace(part, tokens=tokens, score_flops=heard[0].flops)
         media.append(part)
     return media
-
-
-def _with_facts(
-    part: Media, model: Any, family: Family, inputs: Inputs, facts: list[str], seen: LayerAttention
-) -> Media:
-    """Add what the tower's last layer knows of each patch to the tokens made of them."""
-    known = {
-        "cls_attention": lambda: _cls_attention(seen)[..., None],
-        "keys": lambda: seen.key[:, :, int(family.has_cls) :].transpose(1, 2).flatten(2),
-    }
-    patches = [known[fact]() for fact in facts]
-    rows = pad_sequence(_per_token(model, inputs, part, torch.cat(patches, -1)), batch_first=True)
-    parts = torch.split(rows, [x.shape[-1] for x in patches], -1)
-    values: dict[str, Any] = dict(zip(facts, parts, strict=True))
-    if "cls_attention" in values:
-        values["cls_attention"] = values["cls_attention"][..., 0]
-    return replace(part, tokens=replace(part.tokens, **values), score_flops=seen.flops)
-
-
-def _cls_attention(attention: LayerAttention) -> Tensor:
-    """(crops, patches) attention of the CLS token, which stands first, to the patches."""
-    first = torch.zeros(1, dtype=torch.int64, device=attention.query.device)
-    crops = range(len(attention.query))
-    return torch.cat([attention.rows(crop, first)[:, 1:] for crop in crops])
 
 
 def _media(model: Any, family: Family, inputs: Inputs, kind: str, output: Any) -> Media:
@@ -197,28 +195,6 @@ def _ordinals(kind: str, places: Any, length: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _per_token(model: Any, inputs: Inputs, part: Media, values: Tensor) -> list[Tensor]:
-    """Values (crops, patches, C) of the patches as (n, C) of each item's tokens.
-
-    A token that pools several patches gets their mean, a newline token 0.
-    """
-    grids = part.tokens.grid.tolist()
-    if part.kind == "image" and "image_sizes" in inputs:
-        return [x[:, 1:] for x in pack_anyres(model.base_model, inputs, len(grids), values)]
-    patches = values.shape[1]
-    h, w = grids[0][1:] if grids[0][1] * grids[0][2] == patches else [int(patches**0.5)] * 2
-    maps = values.float().transpose(1, 2).reshape(len(values), -1, h, w)
-    out = []
-    for places, (t, h, w), views in zip(
-        part.places, grids, torch.split(maps, [t for t, _, _ in grids]), strict=True
-    ):
-        pooled = (
-            adaptive_avg_pool2d(views, (h, w)).flatten(2).transpose(1, 2).reshape(t * h * w, -1)
-        )
-        out.append(torch.nn.functional.pad(pooled, (0, 0, 0, len(places) - len(pooled))))
-    return out
-
-
 def hand_back(family: Family, media: Media) -> Any:
     """The encoder's output with the surviving features, in the form `forward` expects."""
     if media.whole:
@@ -265,6 +241,21 @@ def token_cells(shape: torch.Size, media: list[Media]) -> Tensor:
         cell.view(4, -1)[0, places] = item
         cell.view(4, -1)[1:, places] = position.T
     return cell
+
+
+def token_facts(shape: torch.Size, media: list[Media]) -> Tensor:
+    """(2, B, S) fp32 patches in each surviving visual token, 1 at text, and its CLS attention."""
+    device = media[0].places[0].device if media else torch.device("cpu")
+    facts = torch.ones(shape, device=device), torch.zeros(shape, device=device)
+    for part in media:
+        known = (part.tokens.size, part.tokens.cls_attention)
+        for item, (places, kept) in enumerate(zip(part.places, part.kept, strict=True)):
+            for row, values in zip(facts, known, strict=True):
+                if values is not None:
+                    row.view(-1)[places[kept]] = (
+                        values[item, part.tokens.mask[item]].detach().float()
+                    )
+    return torch.stack(facts)
 
 
 def compact(keep: Tensor, values: dict[str, tuple[Tensor, float]]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class Family:
         deepstack: whether the encoder hands features to the first decoder layers as well.
         has_keys: whether the tower's last layer attends over each crop as a whole, so that its
             keys can be read.
+        patch_tokens: whether a visual token of an image is one patch of the tower, which takes a
+            mask, so that patches can be merged inside it.
         resize: how a smaller picture can be given to the encoder: bilinear "pixels" with
             interpolated positions, a smaller patch "grid", or not at all.
     """
@@ -63,12 +65,17 @@ class Family:
     items: Literal["entry", "run", "tile"] = "entry"
     deepstack: bool = False
     has_keys: bool = True
+    patch_tokens: bool = False
     resize: Literal["pixels", "grid"] | None = None
 
     @property
     def facts(self) -> frozenset[str]:
         """What can be read of a patch besides its feature, under the names of VisualTokens."""
-        known = {"cls_attention": self.has_cls, "keys": self.has_keys}
+        known = {
+            "cls_attention": self.has_cls,
+            "cls_joint": self.has_cls,
+            "keys": self.has_keys,
+        }
         return frozenset(name for name, there in known.items() if there)
 
 
@@ -121,6 +128,17 @@ def _anyres_item(newline: Tensor, side: int) -> Layout:
     return Layout(torch.cat([overview, detail]), (2, rows, width - 1), overview=base)
 
 
+def anyres_crops(model: Any, inputs: Inputs, images: int) -> list[int]:
+    """How many crops each image becomes; several images of one prompt may stay whole."""
+    count = sys.modules[type(model).__module__].image_size_to_num_patches
+    alone = [n == 1 for n in inputs.get("batch_num_images", [1] * images) for _ in range(int(n))]
+    pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
+    return [
+        count(size, pinpoints, side) if tiled else 1
+        for size, tiled in zip(inputs["image_sizes"], alone, strict=True)
+    ]
+
+
 def pack_anyres(model: Any, inputs: Inputs, images: int, values: Tensor | None) -> list[Tensor]:
     """Send values of patches the way the model sends its features: unpadded, with newlines.
 
@@ -134,12 +152,7 @@ def pack_anyres(model: Any, inputs: Inputs, images: int, values: Tensor | None) 
         One (n, 1 + C) tensor per image: 1 at newline tokens, and the values of each token.
     """
     vision = model.config.vision_config
-    count = sys.modules[type(model).__module__].image_size_to_num_patches
-    alone = [n == 1 for n in inputs.get("batch_num_images", [1] * images) for _ in range(int(n))]
-    crops = [
-        count(size, model.config.image_grid_pinpoints, vision.image_size) if tiled else 1
-        for size, tiled in zip(inputs["image_sizes"], alone, strict=True)
-    ]
+    crops = anyres_crops(model, inputs, images)
     if values is None:
         values = torch.zeros(sum(crops), (vision.image_size // vision.patch_size) ** 2, 0)
     channels = torch.nn.functional.pad(values, (1, 0))
@@ -180,6 +193,14 @@ def _patch_grid(key: str) -> Callable[[Any, Inputs, list[int]], list[Layout]]:
 
 
 _CLIP_TOWER = "vision_tower.encoder.layers"
+
+
+class _PatchTokens(TypedDict):
+    tower: str
+    patch_tokens: bool
+
+
+_CLIP: _PatchTokens = {"tower": _CLIP_TOWER, "patch_tokens": True}
 _QWEN = {
     "image": _patch_grid("image_grid_thw"),
     "video": _patch_grid("video_grid_thw"),
@@ -189,10 +210,10 @@ _QWEN = {
 }
 
 FAMILIES: dict[str, Family] = {
-    "llava": Family(image=_square, tower=_CLIP_TOWER, has_cls=True, resize="pixels"),
-    "llava_next": Family(image=_anyres, tower=_CLIP_TOWER, has_cls=True),
-    "llava_next_video": Family(image=_anyres, video=_frames, tower=_CLIP_TOWER, has_cls=True),
-    "llava_onevision": Family(image=_anyres, video=_frames, tower=_CLIP_TOWER),
+    "llava": Family(image=_square, **_CLIP, has_cls=True, resize="pixels"),
+    "llava_next": Family(image=_anyres, **_CLIP, has_cls=True),
+    "llava_next_video": Family(image=_anyres, video=_frames, **_CLIP, has_cls=True),
+    "llava_onevision": Family(image=_anyres, video=_frames, **_CLIP),
     "qwen2_vl": Family(**_QWEN),  # type: ignore[arg-type]
     "qwen2_5_vl": Family(**_QWEN),  # type: ignore[arg-type]
     "qwen3_vl": Family(**_QWEN, deepstack=True),  # type: ignore[arg-type]
@@ -202,7 +223,7 @@ FAMILIES: dict[str, Family] = {
     "smolvlm": Family(image=_square, tower="vision_model.encoder.layers", items="tile"),
     "idefics3": Family(image=_square, tower="vision_model.encoder.layers", items="tile"),
     "gemma3": Family(image=_square, tower=_CLIP_TOWER, flat=True),
-    "paligemma": Family(image=_square, tower=_CLIP_TOWER, flat=True, resize="pixels"),
+    "paligemma": Family(image=_square, **_CLIP, flat=True, resize="pixels"),
 }
 
 

@@ -48,12 +48,7 @@ def rerouted(reduction: Reduction) -> Iterator[None]:
     """Reroute `generate` and `forward` of one model object; undone on any exit."""
     model = reduction.model
     with ExitStack() as stack:
-        if reduction.seam:
-            stack.enter_context(reduction.seam.active())
-        if reduction.neurons:
-            stack.enter_context(reduction.neurons.active())
-        if reduction.cache:  # behind the decoder seam: its masks count what caches hold
-            stack.enter_context(reduction.cache.active())
+        stack.enter_context(reduction.seams.active())
 
         def before(module: Any, args: Any, kwargs: Inputs) -> Any:
             return _forward(reduction, args, kwargs)
@@ -128,6 +123,8 @@ def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwa
     if kwargs.get("streamer") is not None:
         kwargs["streamer"] = _WholePrompt(kwargs["streamer"], prompt)
     short = reduction.prepare(kwargs, lambda inputs: _generate_positions(reduction, inputs))
+    if reduction.contrast:
+        short["logits_processor"] = [reduction.contrast, *(kwargs.get("logits_processor") or [])]
     return _restore(stock(**short), prompt, short["input_ids"].shape[1])
 
 
@@ -140,15 +137,23 @@ def _refuse(reduction: Reduction, kwargs: Inputs) -> None:
     config = kwargs.get("generation_config") or reduction.model.generation_config
     beams = kwargs.get("num_beams") or config.num_beams or 1
     copies = kwargs.get("num_return_sequences") or config.num_return_sequences or 1
-    if max(beams, copies) > 1 and (reduction.seam or reduction.cache or reduction.family.flat):
+    helped = kwargs.get("assistant_model") or kwargs.get("prompt_lookup_num_tokens")
+    if reduction.seams.logits and (max(beams, copies) > 1 or helped):
+        raise InputError(
+            "beams, several return sequences and assistants do not work with contrasted logits: "
+            "the second branch reads one new token of each prompt at a time"
+        )
+    if max(beams, copies) > 1 and (
+        reduction.seams.decoder or reduction.seams.cache or reduction.family.flat
+    ):
         raise InputError(
             "beams and several return sequences do not work with dropping inside the decoder "
             "or its KV cache, "
             f"nor with {reduction.model.config.model_type}'s way of passing features, if reduced"
         )
-    if kwargs.get("use_cache") is False and (reduction.seam or reduction.cache):
+    if kwargs.get("use_cache") is False and (reduction.seams.decoder or reduction.seams.cache):
         raise InputError("dropping inside the decoder or its KV cache needs use_cache=True")
-    if reduction.cache:
+    if reduction.seams.cache:
         chunk = kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None)
         kind = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
         if chunk or kind not in (None, "dynamic"):

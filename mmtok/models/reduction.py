@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
-from mmtok.models.cache_calls import Reached, check_cache
-from mmtok.models.cache_seam import CacheSeam
-from mmtok.models.decoder_seam import DecoderSeam
+from mmtok.models.cache_calls import check_cache
 from mmtok.models.encoder_seam import (
     PIXELS,
     TOWER_OPTION,
@@ -22,12 +19,13 @@ from mmtok.models.encoder_seam import (
     hand_back,
     kept_places,
     token_cells,
+    token_facts,
 )
 from mmtok.models.families import Inputs, family_of
-from mmtok.models.neuron_seam import NeuronSeam
+from mmtok.models.logit_seam import Contrast
+from mmtok.models.seams import Seams
 from mmtok.pruning.base import Reducer, overrides
-from mmtok.pruning.cache import CachePolicy, Prompt
-from mmtok.pruning.neurons import NeuronStage
+from mmtok.pruning.cache import Prompt
 from mmtok.tokens import Query, VisualTokens
 
 if TYPE_CHECKING:
@@ -56,10 +54,12 @@ class Reduction:
         meter: told which stage runs: a StageTimer, a FlopCount or nothing.
 
     Attributes:
+        seams: where in the model the reducers act.
         media: visual tokens of the last prompt after reduction, one entry per modality.
         prompt_length: tokens of the last prompt after reduction, padding included.
         inputs: keyword arguments the vision tower was run on.
         select_flops: floating point operations spent on selection, in closed form.
+        contrast: the second branch of the last prompt, where logits are contrasted.
 
     Raises:
         InputError: a reducer needs what this family cannot give, or two of them clash.
@@ -69,87 +69,12 @@ class Reduction:
         self.model, self.reducers = model, list(reducers)
         self.meter: Meter = meter or _NoMeter()
         self.family = family_of(model)
+        self.seams = Seams(model, self.family, self.reducers, self.meter)
         self.media: list[Media] = []
         self.prompt_length = 0
         self.inputs: Inputs = {}
         self.select_flops = 0
-        self._check_needs()
-        self.seam = self._decoder_seam()
-        self.neurons = self._neuron_seam()
-        self.cache = self._cache_seam()
-        self._check_attention()
-
-    def _decoder_seam(self) -> DecoderSeam | None:
-        decoder = self.model.get_decoder()
-        stages = [s for r in self.reducers for s in r.in_decoder(len(decoder.layers))]
-        if not stages and not self._neuron_stages():
-            return None
-        seam = DecoderSeam(decoder, stages, self.meter)
-        if self.family.deepstack:
-            deep = len(getattr(self.model.config.vision_config, "deepstack_visual_indexes", ()))
-            if seam.first < deep:
-                raise InputError(
-                    f"tokens cannot leave in front of decoder layer {seam.first}: the first "
-                    f"{deep} layers of {self.model.config.model_type} add visual features of "
-                    "their own"
-                )
-        return seam
-
-    def _neuron_stages(self) -> list[NeuronStage]:
-        return [s for r in self.reducers if (s := r.in_feedforward()) is not None]
-
-    def _neuron_seam(self) -> NeuronSeam | None:
-        stages = self._neuron_stages()
-        if len(stages) > 1:
-            raise InputError(
-                "only one reducer of a pipeline can choose the neurons of decode steps"
-            )
-        return NeuronSeam(self.seam, stages[0], self.meter) if stages and self.seam else None
-
-    def _cache_seam(self) -> CacheSeam | None:
-        decoder = self.model.get_decoder()
-        depth = len(decoder.layers)
-        evicting = [r for r in self.reducers if r.in_cache(depth) is not None]
-        early = [layer for r in self.reducers if (layer := r.leave_early(depth)) is not None]
-        if len(evicting) + len(early) > 1:
-            raise InputError("only one reducer of a pipeline can evict entries of the KV cache")
-        if not evicting and not early:
-            return None
-
-        def policy() -> CachePolicy:
-            made = evicting[0].in_cache(depth) if evicting else None
-            return made or CachePolicy()
-
-        return CacheSeam(decoder, policy, self._reached, self.meter, early=min(early, default=None))
-
-    def _reached(self, layer: int) -> Reached | None:
-        """What reaches a decoder layer of the last prompt; None if everything."""
-        left = self.seam.left[layer] if self.seam else None
-        return None if left is None or left.whole else (left.index, left.real)
-
-    def _check_needs(self) -> None:
-        offered = {"query"} | self.family.facts
-        for reducer in self.reducers:
-            for need in sorted(reducer.needs - offered):
-                raise InputError(
-                    f"{reducer.name} needs {need}, which {self.model.config.model_type} "
-                    "does not have"
-                )
-
-    def _check_attention(self) -> None:
-        """Attention is read and masked as SDPA does: refuse other implementations at once."""
-        read = {name for r in self.reducers for name in r.needs | r.wants} & self.family.facts
-        parts = [
-            (self.model.get_decoder().config, self.seam or self.cache),
-            (self.model.config.vision_config, read),
-        ]
-        for config, reads in parts:
-            how = getattr(config, "_attn_implementation", None)
-            if reads and how not in (None, "sdpa"):
-                raise InputError(
-                    f"a reducer reads or masks attention, which works with SDPA, not {how!r}: "
-                    "load the model with attn_implementation='sdpa'"
-                )
+        self.contrast: Contrast | None = None
 
     def prepare(self, inputs: Inputs, positions: Callable[[Inputs], Tensor]) -> Inputs:
         """Encode, reduce, and build the shorter prompt.
@@ -162,54 +87,101 @@ class Reduction:
             Keyword arguments with `mm_encoder_outputs` instead of pixels. Where nothing is
             dropped everything else is as it came, so the run is bit-identical to the stock one.
         """
-        if self.cache and inputs.get("past_key_values") is not None:
+        if self.seams.cache and inputs.get("past_key_values") is not None:
             check_cache(inputs["past_key_values"])
+        entered = self.encode(inputs)
+        self.contrast = self._second_branch(entered, positions)
+        return self.assemble(positions)
+
+    def encode(self, inputs: Inputs) -> list[Media]:
+        """Run the vision tower and the reducers behind it; `media` is what they leave.
+
+        Returns:
+            The visual tokens as they left the tower.
+        """
         for reducer in self.reducers:
             inputs = reducer.before_encoder(self.model, inputs)
-        self.inputs, self.select_flops = inputs, 0
+        self.inputs = inputs
         active = [r for r in self.reducers if overrides(r, "after_encoder") and not r.keeps_all]
-        wants = {name for r in active for name in r.needs | r.wants}
-        self.media = encode(self.model, self.family, inputs, wants, self.meter)
-        self.media = [self._reduce(part, active, inputs) for part in self.media]
-        keep, visual = kept_places(inputs["input_ids"].shape, self.media)
-        outputs = {part.kind: hand_back(self.family, part) for part in self.media}
-        whole = all(part.whole for part in self.media)
-        gone = _PIXEL_INPUTS if whole else _ENCODER_INPUTS
-        short = {name: value for name, value in inputs.items() if name not in gone}
-        if not whole:
-            short |= self._shorten(inputs, keep, positions)
-            visual = compact(keep, {"visual": (visual, False)})["visual"]
-        short["mm_encoder_outputs"] = outputs
+        readers = active + [r for r in self.reducers if overrides(r, "on_logits")]
+        wants = {name for r in readers for name in r.needs | r.wants}
+        entered = encode(self.model, self.family, inputs, wants, self.meter, self.seams.tower)
+        self.select_flops = sum(part.tower.flops for part in entered if part.tower)
+        self.media = [self._reduce(part, active, inputs) for part in entered]
+        return entered
+
+    def assemble(self, positions: Callable[[Inputs], Tensor]) -> Inputs:
+        """The shorter prompt that `inputs` and `media` make, as of `prepare`."""
+        keep, visual = kept_places(self.inputs["input_ids"].shape, self.media)
+        short = self._prompt(self.media, keep, positions)
         self.prompt_length = short["input_ids"].shape[1]
-        mask = short.get("attention_mask")
-        if self.seam or self.cache:
-            cell = compact(keep, {"cell": (token_cells(keep.shape, self.media), -1)})["cell"]
-            valid = None if mask is None else mask.bool()
-        if self.seam:
-            self.seam.start(visual, valid, cell)
-        if self.neurons:
-            self.neurons.start()
-        if self.cache:
-            real = torch.ones_like(visual) if valid is None else valid
-            ids = short["input_ids"]
-            self.cache.start(Prompt(ids=ids, valid=real, visual=visual, cell=cell))
+        if self.seams.decoder or self.seams.cache:
+            self._start(short, keep, visual)
         return short
+
+    def _start(self, short: Inputs, keep: Tensor, visual: Tensor) -> None:
+        """Tell the seams inside the language model of a prompt that is about to run."""
+        cell = token_cells(keep.shape, self.media)
+        facts = token_facts(keep.shape, self.media)
+        there = compact(keep, {"visual": (visual, False), "cell": (cell, -1), "facts": (facts, 0)})
+        mask = short.get("attention_mask")
+        valid = None if mask is None else mask.bool()
+        if self.seams.decoder:
+            self.seams.decoder.start(there["visual"], valid, there["cell"], there["facts"])
+        if self.seams.neurons:
+            self.seams.neurons.start()
+        if self.seams.cache:
+            real = torch.ones_like(there["visual"]) if valid is None else valid
+            prompt = Prompt(
+                ids=short["input_ids"], valid=real, visual=there["visual"], cell=there["cell"]
+            )
+            self.seams.cache.start(prompt)
+
+    def _prompt(
+        self, media: list[Media], keep: Tensor, positions: Callable[[Inputs], Tensor]
+    ) -> Inputs:
+        """The prompt without pixels, with the tokens that `keep` marks."""
+        whole = all(part.whole for part in media)
+        gone = _PIXEL_INPUTS if whole else _ENCODER_INPUTS
+        short = {name: value for name, value in self.inputs.items() if name not in gone}
+        if not whole:
+            short |= self._shorten(self.inputs, keep, positions)
+        short["mm_encoder_outputs"] = {part.kind: hand_back(self.family, part) for part in media}
+        return short
+
+    def _second_branch(
+        self, entered: list[Media], positions: Callable[[Inputs], Tensor]
+    ) -> Contrast | None:
+        """A prompt of its own: its positions are those of a prompt that short."""
+        stage = self.seams.logits
+        if stage is None:
+            return None
+        with self.meter.stage("reduce.select"):
+            media = [part.reduce(stage.negative(part.tokens)) for part in entered]
+        keep, _ = kept_places(self.inputs["input_ids"].shape, media)
+        short = self._prompt(media, keep, positions)
+        names = {"input_ids", "attention_mask", "token_type_ids", "mm_encoder_outputs"}
+        prompt = {name: value for name, value in short.items() if name in names}
+        if prompt.get("attention_mask") is None:
+            prompt["attention_mask"] = torch.ones_like(prompt["input_ids"])
+        return Contrast(self.model, stage, prompt | {"position_ids": positions(prompt)}, self.meter)
 
     def next_step(self, inputs: Inputs) -> None:
         """A forward that continues a prompt is about to run."""
-        if self.cache:
-            self.cache.next_step(inputs.get("input_ids"))
+        if self.seams.cache:
+            self.seams.cache.next_step(inputs.get("input_ids"))
 
     def text_alone(self, inputs: Inputs) -> None:
         """A prompt without pixels passes by: nothing to reduce, no state of an earlier one."""
         self.media, self.inputs, self.select_flops = [], inputs, 0
+        self.contrast = None
         self.prompt_length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-        if self.seam:
-            self.seam.start(None, None, None)
-        if self.neurons:
-            self.neurons.start()
-        if self.cache:
-            self.cache.start(None)
+        if self.seams.decoder:
+            self.seams.decoder.start(None, None, None)
+        if self.seams.neurons:
+            self.seams.neurons.start()
+        if self.seams.cache:
+            self.seams.cache.start(None)
 
     def _reduce(self, part: Media, active: list[Reducer], inputs: Inputs) -> Media:
         for reducer in active:
@@ -264,8 +236,8 @@ class Reduction:
     @property
     def score_flops(self) -> int:
         """Floating point operations spent on the last prompt's scores, in closed form."""
-        inside = self.seam.score_flops if self.seam else 0
-        inside += self.cache.flops if self.cache else 0
+        inside = self.seams.decoder.score_flops if self.seams.decoder else 0
+        inside += self.seams.cache.flops if self.seams.cache else 0
         return inside + sum(part.score_flops for part in self.media)
 
     @property

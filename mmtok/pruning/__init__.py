@@ -39,6 +39,11 @@ def build(reduce: str | Reducer | Sequence[str | Reducer] | None) -> list[Reduce
             raise InputError(f"a reducer must be a spec or a Reducer, got {reducer!r}")
         if place and overrides(reducer, "before_encoder"):
             raise InputError(f"{reducer.name} acts on the picture: put it first in the list")
+        behind = [r.name for r in reducers[:place] if overrides(r, "after_encoder")]
+        if behind and overrides(reducer, "in_encoder"):
+            raise InputError(
+                f"{reducer.name} merges inside the vision tower: put it before {behind[0]}"
+            )
     return reducers
 
 

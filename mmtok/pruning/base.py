@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmtok.pruning.cache import CachePolicy
     from mmtok.pruning.decoder import DecoderStage
     from mmtok.pruning.neurons import NeuronStage
+    from mmtok.pruning.stages import EncoderStage, LogitStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class Reducer:
     """A method that keeps fewer visual tokens.
 
     Attributes:
-        needs: what the method cannot work without, of {"cls_attention", "keys", "query"}.
+        needs: what the method cannot work without, of {"cls_attention",
+            "cls_joint", "keys", "query"}.
         wants: what it uses where the model has it.
         budget: "exact", or "threshold" where content decides the count and `keep` is the most.
         keep: tokens kept per image or video: an int, or a float in (0, 1] for a share of them,
@@ -89,6 +91,21 @@ class Reducer:
         """
         return 0
 
+    def encoder_schedule(
+        self, layers: int, patches: int, *, key_width: int, prefix: int
+    ) -> tuple[list[int], int]:
+        """Patches left behind each of the tower's layers, and FLOPs of merging, for one crop.
+
+        Upper and lower bound where the count depends on content.
+
+        Args:
+            layers: of the tower, up to the one whose output the model reads.
+            patches: that enter.
+            key_width: of one head.
+            prefix: tokens before the patches.
+        """
+        return [patches] * layers, 0
+
     def decoder_schedule(self, layers: int, visual: int) -> list[int]:
         """Visual tokens each decoder layer reads when `visual` of them enter; an upper bound
         where the count depends on content.
@@ -113,6 +130,10 @@ class Reducer:
         """Choose among the tokens that leave the vision tower."""
         return keep_all(tokens)
 
+    def in_encoder(self) -> EncoderStage | None:
+        """What to merge inside the vision tower."""
+        return None
+
     def in_decoder(self, layers: int) -> list[DecoderStage]:
         """Where and how tokens leave inside a decoder of `layers` layers."""
         return []
@@ -129,6 +150,10 @@ class Reducer:
         """The first decoder layer whose KV cache drops, once the prefill is done, the tokens that
         the last layer did not read any more; None if caches keep what their layers read.
         """
+        return None
+
+    def on_logits(self) -> LogitStage | None:
+        """What to contrast the logits of every new token with."""
         return None
 
     def select(self, tokens: VisualTokens, query: Query | None = None) -> Selection:

@@ -32,13 +32,16 @@ class DecoderPrompt:
         visual: (N,) int64 places of the visual tokens, ascending, N >= 1.
         text: (T,) int64 places of all others but padding, ascending.
         hidden: (S, D) input of the layer.
-        size: (N,) fp32, how many tokens each visual token has been merged from.
+        size: (N,) fp32, how many tokens each visual token has been merged from, in the vision
+            tower or since.
         cell: (N, 4) int64, image or clip of each visual token and its place (t, h, w) in it.
         norm: the decoder's final norm, (..., D) -> (..., D).
         memory: what a stage leaves for later stages of the same prompt.
         attention: of the layer the stage asked for, or None.
         embeddings: (S, D) input of the first layer, or None.
         activation: (S, M) neurons of the feed-forward network behind the stage, or None.
+        cls_attention: (N,) attention that CLS paid to each visual token in the vision tower; 0
+            where the method does not need it. None without a tower.
         item: row of the batch.
         flops: floating point operations the rule has spent; `rows` counts by itself.
     """
@@ -53,6 +56,7 @@ class DecoderPrompt:
     attention: LayerAttention | None = None
     embeddings: Tensor | None = None
     activation: Tensor | None = None
+    cls_attention: Tensor | None = None
     item: int = 0
     flops: int = 0
 
