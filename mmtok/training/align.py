@@ -1,8 +1,9 @@
 """Between the stages: let each projected patch say, in word embeddings, what it lies on.
 
-The read-outs of stage 1 name a patch's kind, colour, digit and place; the projector is fitted so
-that its output is the sum of the embeddings of those words. Language model and pictures so start
-out with one vocabulary.
+The read-outs of stage 1 name a patch's kind, colour and digit; the projector is fitted so that its
+output is the sum of the embeddings of those words, of the plural at an item's centre (a plural asks
+for a number), and of the place, from left to right and from top to bottom. Language model and
+pictures so start out with one vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from mmtok.training.garments import KINDS, PLURALS
 from mmtok.training.scenes import COLOURS
 from mmtok.training.tokens import build_tokenizer
-from mmtok.training.tower import DenseHeads
+from mmtok.training.tower import GRID, DenseHeads
 
 _SIDES = ("left", "right", "top", "bottom")
 _RANKS = ("one", "two", "three")
@@ -43,10 +44,12 @@ def spoken(heads: DenseHeads, words: Tensor, hidden: Tensor) -> Tensor:
     said = said + digit[..., :-1] @ _embed(words, tuple("0123456789"))
     said = said + printed * scores["rank"].softmax(-1) @ _embed(words, _RANKS)
     said = said + printed * _embed(words, ("number",))
-    said = said + scores["centre"].sigmoid() @ _embed(words, ("items",))
+    centre = scores["centre"].sigmoid()
+    said = said + centre * (kind[..., :-1] @ _embed(words, PLURALS) + _embed(words, ("items",)))
     left, right, top, bottom = _embed(words, _SIDES)
-    across, down = scores["place"][..., :1] - 0.5, scores["place"][..., 1:] - 0.5
-    said = said + 2 * across * (right - left) + 2 * down * (bottom - top)
+    line = torch.linspace(-1, 1, GRID, device=words.device)[:, None]
+    said = said + (line * (right - left)).repeat(GRID, 1)
+    said = said + (line * (bottom - top)).repeat_interleave(GRID, dim=0)
     found: Tensor = said
     return found
 
@@ -87,29 +90,9 @@ def align(
         for name in (*KINDS, *COLOURS, *_SIDES, *_RANKS, "above", "below", "up", "down"):
             bare, spaced = tokenizer.convert_tokens_to_ids([name, f" {name}"])
             table[bare] = table[spaced]
-        for one, many in zip(KINDS, PLURALS, strict=True):
-            one_id, many_id = tokenizer.convert_tokens_to_ids([f" {one}", f" {many}"])
-            table[many_id] = table[one_id]
     targets = spoken(heads, table.detach(), hidden).flatten(0, 1)
     projector = model.model.multi_modal_projector
     return fit_projector(projector, hidden[:, 1:].flatten(0, 1), targets, steps)
-
-
-def carry_over(model: LlavaForConditionalGeneration, old: Tensor, new: Tensor) -> float:
-    """Refit the projector to a tower that was trained on, so that the language model can stay.
-
-    Args:
-        model: the model, its projector changed in place.
-        old: (B, 1 + 196, C) hidden states of the tower it knows.
-        new: the same of the new tower, for the same scenes.
-
-    Returns:
-        the share of the variance left unexplained.
-    """
-    projector = model.model.multi_modal_projector
-    with torch.no_grad():
-        targets = projector(old[:, 1:].flatten(0, 1))
-    return fit_projector(projector, new[:, 1:].flatten(0, 1), targets, steps=600)
 
 
 def fit_projector(

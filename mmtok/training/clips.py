@@ -49,7 +49,7 @@ def render_clip(clip: Clip, garments: Garments) -> NDArray[np.uint8]:
 def training_questions(clip: Clip, rng: Generator) -> list[Question]:
     """The clip's questions, open and as choices, and whether some kinds are to be seen."""
     found = list(clip.questions)
-    found += [as_choice(question, rng, "video") for question in clip.questions]
+    found += [as_choice(question, rng, "video") for question in clip.questions for _ in range(2)]
     shown = {item.kind for frame in clip.frames for item in frame.items}
     for kind in rng.permutation(len(KINDS))[:3].tolist():
         text = f"Is there a {KINDS[kind]} in the video?"

@@ -115,6 +115,16 @@ def choice(
     return Question(split, text, LETTERS[options.index(answer)], tuple(options))
 
 
+def which(scene: Scene, rng: Generator) -> Question | None:
+    """Which of four kinds is there? None unless some are and three are not."""
+    present = sorted({item.kind for item in scene.items})
+    absent = [KINDS[kind] for kind in range(len(KINDS)) if kind not in present]
+    if not present or len(absent) < 3:
+        return None
+    answer = KINDS[present[int(rng.integers(len(present)))]]
+    return choice("Which garment is in the image?", answer, absent, rng, "image", "which")
+
+
 def as_choice(question: Question, rng: Generator, medium: str = "image") -> Question:
     """The same question with four options; its answer must be a kind, colour or number."""
     label = question.label
@@ -147,5 +157,7 @@ def scene_questions(scene: Scene, rng: Generator, kinds: int = 4) -> list[Questi
     made = [question for maker in makers if (question := maker()) is not None]
     closed = [q for q in made if q.split in ("colour", "count")]
     if closed:
-        made.append(as_choice(closed[0], rng))
+        made.append(as_choice(closed[int(rng.integers(len(closed)))], rng))
+    if (asked := which(scene, rng)) is not None:
+        made.append(asked)
     return list(dict.fromkeys(found + made))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
-from mmtok.training.language import encode
+from mmtok.training.pool import encode
 from mmtok.training.questions import Question
 from mmtok.training.sequences import answer_scores, pack_questions, question_ids
 from mmtok.training.tokens import build_tokenizer

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
-from mmtok.training.garments import KINDS, PLURALS
 from mmtok.training.questions import LETTERS, Question
 from mmtok.training.tokens import EOS, IMAGE, PAD, frame_lead
 from mmtok.training.tower import GRID, IGNORE
 
 PATCHES = GRID**2
-_NAMES = (*KINDS, *PLURALS, "number", "items", "first", "last", "end", "half")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Sequences:
         targets: (B, L) int64, the id that follows at answer positions, -100 elsewhere.
         mask: (B, 1, L, L) bool, true where the row may look at the column.
         blocks: (B, L) int64, 0 in the prefix, 1, 2, ... in the questions, -1 in the padding.
-        hints: (B, L) int64, -100 but where a question names what it is about (the answer's first
-            id) and at the end of each option (is it the right one, yes or no).
+        hints: (B, L) int64, -100 but at the end of each option: is it the right one, 1 or 0.
     """
 
     ids: Tensor
@@ -108,17 +107,15 @@ def _layout(
 def _hints(
     tokenizer: PreTrainedTokenizerFast, question: Question, text: list[int], asked: int
 ) -> list[int]:
-    """Targets inside a question whose first `asked` ids come before the answer."""
+    """Marks at the ends of the options of a question whose first `asked` ids precede the answer."""
     hints = [IGNORE] * len(text)
     if question.options is None:
-        names = set(tokenizer.convert_tokens_to_ids([f" {name}" for name in _NAMES]))
-        return [text[asked] if i < asked and text[i] in names else IGNORE for i in range(len(text))]
+        return hints
     dot, line = tokenizer.convert_tokens_to_ids([".", "\n"])
     for letter in LETTERS:
         mark = tokenizer.convert_tokens_to_ids(letter)
         start = next(i for i in range(asked) if text[i] == mark and text[i + 1] == dot)
-        truth = "yes" if letter == question.label else "no"
-        hints[text.index(line, start) - 1] = tokenizer.convert_tokens_to_ids(truth)
+        hints[text.index(line, start) - 1] = int(letter == question.label)
     return hints
 
 
@@ -131,40 +128,75 @@ def block_mask(blocks: Tensor) -> Tensor:
     return seen[:, None]
 
 
+def read_through(
+    model: LlavaForConditionalGeneration, sequences: Sequences, features: Tensor
+) -> list[Tensor]:
+    """Run the language model over sequences, layer by layer.
+
+    The model's own forward pass would let every token look at a mask of the whole length; here
+    the prefix is causal, which costs half, and only the questions need a mask.
+
+    Args:
+        model: the model.
+        sequences: B sequences about the same number of images, on the model's device.
+        features: (B, images * 196, D) of the vision tower, before the projector.
+
+    Returns:
+        hidden states (B, L, D) before the first layer and after each, the last one normed.
+    """
+    text = model.model.language_model
+    embeds = text.embed_tokens(sequences.ids)
+    projected = model.model.multi_modal_projector(features.to(embeds.device)).flatten(0, 1)
+    spots = (sequences.ids == IMAGE)[..., None].expand_as(embeds)
+    hidden = [embeds.masked_scatter(spots, projected.to(embeds.dtype))]
+    turns = text.rotary_emb(hidden[0], sequences.positions)
+    prefix = int((sequences.blocks[0] == 0).sum())
+    barred = torch.where(sequences.mask[:, :, prefix:], 0.0, -1e4)
+    for layer in text.layers:
+        before = hidden[-1]
+        attended = _attend(layer.self_attn, layer.input_layernorm(before), turns, barred)
+        between = before + attended
+        hidden.append(between + layer.mlp(layer.post_attention_layernorm(between)))
+    hidden[-1] = text.norm(hidden[-1])
+    return hidden
+
+
+def _attend(
+    attention: LlamaAttention,
+    hidden: Tensor,
+    turns: tuple[Tensor, Tensor],
+    barred: Tensor,
+) -> Tensor:
+    """Attention of one layer, (B, L, D); `barred` (B, 1, Q, L) is added for the last Q tokens."""
+    prefix = hidden.shape[1] - barred.shape[2]
+    heads = (*hidden.shape[:2], -1, attention.head_dim)
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    query, key, value = (p(hidden).view(heads).transpose(1, 2) for p in projections)
+    query, key = (x.to(value.dtype) for x in apply_rotary_pos_emb(query, key, *turns))
+    first = F.scaled_dot_product_attention(
+        query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], is_causal=True
+    )
+    with torch.autocast(hidden.device.type, enabled=False):
+        # few rows: on a CPU plain products are twice as fast as the fused kernel
+        scores = torch.add(query[:, :, prefix:] * attention.scaling @ key.mT, barred.to(key.dtype))
+        rest = scores.softmax(dim=-1) @ value
+    joined = torch.cat([first, rest], dim=2).transpose(1, 2).flatten(2)
+    found: Tensor = attention.o_proj(joined)
+    return found
+
+
 def answer_scores(
-    model: LlavaForConditionalGeneration,
-    sequences: Sequences,
-    features: Tensor,
-    hints: bool = False,
+    model: LlavaForConditionalGeneration, sequences: Sequences, features: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Scores and targets at the answer positions, or at the hints.
+    """Scores (M, vocabulary) and targets (M,) at the answer positions, in reading order.
 
     Args:
         model: the model.
         sequences: B sequences about the same number of images.
         features: (B, images * 196, D) of the vision tower, before the projector.
-        hints: append the scores and targets of the hints.
-
-    Returns:
-        (M, vocabulary) scores and (M,) targets, in reading order.
     """
-    inner = model.model
     sequences = sequences.to(model.lm_head.weight.device)
-    embeds = inner.language_model.embed_tokens(sequences.ids)
-    projected = inner.multi_modal_projector(features.to(embeds.device)).flatten(0, 1)
-    spots = (sequences.ids == IMAGE)[..., None].expand_as(embeds)
-    embeds = embeds.masked_scatter(spots, projected.to(embeds.dtype))
-    hidden = inner.language_model(
-        inputs_embeds=embeds,
-        attention_mask=sequences.mask,
-        position_ids=sequences.positions,
-        use_cache=False,
-    ).last_hidden_state
+    hidden = read_through(model, sequences, features)[-1]
     answered = sequences.targets != IGNORE
-    read, targets = hidden[answered], sequences.targets[answered]
-    if hints:
-        hinted = sequences.hints != IGNORE
-        read = torch.cat([read, hidden[hinted]])
-        targets = torch.cat([targets, sequences.hints[hinted]])
-    scores: Tensor = model.lm_head(read)
-    return scores, targets
+    scores: Tensor = model.lm_head(hidden[answered])
+    return scores, sequences.targets[answered]

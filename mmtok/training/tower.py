@@ -153,7 +153,8 @@ def patch_labels(scene: Scene, owner: NDArray[np.int8]) -> dict[str, NDArray[Any
 
     Returns:
         kind, colour, digit and rank (N,) int64 with -100 where the answer is unclear or void;
-        centre (N,) float32; seen (7,) float32. N is the number of patches.
+        centre (N,) float32, each item's one shared by the patches around its centre; seen (7,)
+        float32. N is the number of patches.
     """
     side = scene.size // PATCH
     blocks = owner.reshape(side, PATCH, side, PATCH).transpose(0, 2, 1, 3).reshape(side**2, -1)
@@ -165,7 +166,7 @@ def patch_labels(scene: Scene, owner: NDArray[np.int8]) -> dict[str, NDArray[Any
     for index, item in enumerate(scene.items):
         covered = (blocks == index + 1).mean(axis=1) >= 0.3
         kind[covered], colour[covered] = item.kind, item.colour
-        centre[int(item.y) // PATCH * side + int(item.x) // PATCH] = 1
+        _splat(centre.reshape(side, side), item.x, item.y)
         seen[item.kind] = 1
     digit, rank = _digit_labels(scene, side)
     return {
@@ -176,6 +177,14 @@ def patch_labels(scene: Scene, owner: NDArray[np.int8]) -> dict[str, NDArray[Any
         "rank": rank,
         "seen": seen,
     }
+
+
+def _splat(grid: NDArray[np.float32], x: float, y: float) -> None:
+    """Share one item between the up to four patches around its centre, so that patches add up."""
+    across, down = (np.clip(v / PATCH - 0.5, 0, len(grid) - 1 - 1e-6) for v in (x, y))
+    column, row = int(across), int(down)
+    right, low = float(across) - column, float(down) - row
+    grid[row : row + 2, column : column + 2] += np.outer((1 - low, low), (1 - right, right))
 
 
 def _digit_labels(scene: Scene, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -203,9 +212,8 @@ def dense_loss(
     loss = loss + _classes(scores["digit"], labels["digit"], rare=10, share=0.05)
     loss = loss + 0.3 * _classes(scores["rank"], labels["rank"])
     centre = scores["centre"].squeeze(-1)
-    weight = labels["centre"] * 4 + 1
-    centred = F.binary_cross_entropy_with_logits(centre, labels["centre"], weight)
-    loss = loss + 2 * centred
+    shared = labels["centre"].clamp(max=1)
+    loss = loss + 6 * F.binary_cross_entropy_with_logits(centre, shared)
     loss = loss + 0.2 * F.binary_cross_entropy_with_logits(scores["seen"], labels["seen"])
     side = math.isqrt(centre.shape[1])
     spots = torch.arange(side, device=centre.device, dtype=centre.dtype)
