@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mmtok.training.align import align
-from mmtok.training.dense import DenseSettings, train_tower
+from mmtok.training.dense import DenseBeside, DenseSettings, fit_heads, train_tower
 from mmtok.training.garments import Garments
 from mmtok.training.language import LanguageSettings, LanguageTrainer
 from mmtok.training.model import build_model, build_processor, export
@@ -122,10 +122,25 @@ def test_both_stages_train_save_and_resume(garments, tmp_path):
     model = build_model(tower)
     hidden = run_tower(tower, torch.randn(4, 3, 112, 112)).detach()
     assert align(model, heads, hidden, steps=20) < 1
-    small = LanguageSettings(seconds=0.02, scene_batch=1, clip_batch=1, pool=16, clips_from=0)
-    trainer = LanguageTrainer(model, garments, small, tmp_path)
-    done = trainer.train(lines.append)
-    assert LanguageTrainer(model, garments, small, tmp_path).state["step"] == done["step"] > 0
+    small = LanguageSettings(0.02, scene_batch=1, clip_batch=1, pool=16, clips_from=0)
+    tower = model.model.vision_tower
+    before = tower.embeddings.patch_embedding.weight.clone()
+    beside = DenseBeside(tower, heads, garments, replace(settings, seconds=0.3))
+    beside.catch_up(1.0)
+    done = LanguageTrainer(model, garments, small, tmp_path, beside).train(lines.append)
+    assert not torch.equal(before, tower.embeddings.patch_embedding.weight)
+    later = DenseBeside(build_tower(layers=1), heads, garments, settings)
+    resumed = LanguageTrainer(model, garments, small, tmp_path, later)
+    assert resumed.state["step"] == done["step"] > 0
+    assert later.state["step"] == beside.state["step"] > 1
+
+
+def test_read_outs_can_be_fitted_to_a_tower_that_stays(garments):
+    tower, heads = build_tower(layers=1), DenseHeads(128)
+    before = [weight.clone() for weight in tower.parameters()]
+    short = fit_heads(tower, DenseHeads(128), garments, seed=1, steps=1, batches=1)
+    assert fit_heads(tower, heads, garments, seed=1, steps=30, batches=1) < short
+    assert all(torch.equal(a, b) for a, b in zip(before, tower.parameters(), strict=True))
 
 
 def test_muon_steps_are_orthogonal_and_the_schedule_ends_at_zero():

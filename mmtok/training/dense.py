@@ -50,7 +50,7 @@ class DenseSettings:
     decay: float = 0.35
     seed: int = 1
     start: int = 0
-    tokens: int = 4096
+    tokens: int = 3136
 
 
 def dense_batch(rng: Generator, garments: Garments, size: int, batch: int) -> Batch:
@@ -122,17 +122,67 @@ def train_tower(
     return state
 
 
+class DenseBeside:
+    """Dense steps between the steps of something that trains on the tower's features.
+
+    Args:
+        tower: trained in place.
+        heads: its read-outs, trained in place.
+        garments: training photographs.
+        settings: `seconds` are the time of the dense steps alone.
+    """
+
+    def __init__(
+        self, tower: CLIPVisionModel, heads: DenseHeads, garments: Garments, settings: DenseSettings
+    ) -> None:
+        self.tower, self.heads, self.garments, self.settings = tower, heads, garments, settings
+        self.optimisers = Optimisers([tower, heads], settings.lr)
+        self.state: dict[str, Any] = {"step": settings.start, "seconds": 0.0}
+
+    def catch_up(self, share: float) -> None:
+        """Step on until `share` (0 to 1) of the time is used."""
+        while self.state["seconds"] < min(1.0, share) * self.settings.seconds:
+            began = time.monotonic()
+            rng = np.random.default_rng((self.settings.seed, self.state["step"]))
+            scenes = max(1, self.settings.tokens // GRID**2)
+            batch = dense_batch(rng, self.garments, CANVAS, scenes)
+            spent = self.state["seconds"]
+            _dense_step(self.tower, self.heads, self.optimisers, batch, self.state, self.settings)
+            self.state["seconds"] = spent + time.monotonic() - began
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tower, read-outs, optimisers and clock."""
+        parts = {"tower": self.tower.state_dict(), "heads": self.heads.state_dict()}
+        return parts | {"optimisers": self.optimisers.state_dict(), "state": self.state}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take up a saved state."""
+        self.tower.load_state_dict(saved["tower"])
+        self.heads.load_state_dict(saved["heads"])
+        self.optimisers.load_state_dict(saved["optimisers"])
+        self.state = saved["state"]
+
+
 def fit_heads(
-    tower: CLIPVisionModel, heads: DenseHeads, garments: Garments, seed: int, steps: int = 300
+    tower: CLIPVisionModel,
+    heads: DenseHeads,
+    garments: Garments,
+    seed: int,
+    steps: int = 300,
+    batches: int = 24,
 ) -> float:
-    """Fit new read-outs to a trained tower that stays as it is; returns the last loss."""
+    """Fit new read-outs to a trained tower that stays as it is, on batches of 16 scenes.
+
+    Returns:
+        the last loss.
+    """
     rng = np.random.default_rng(seed)
     device = heads.kind.weight.device
-    batches = [dense_batch(rng, garments, CANVAS, 16)[:2] for _ in range(24)]
+    drawn = [dense_batch(rng, garments, CANVAS, 16)[:2] for _ in range(batches)]
     with torch.no_grad():
-        pixels = [to_pixels(images.numpy()).to(device) for images, _ in batches]
+        pixels = [to_pixels(images.numpy()).to(device) for images, _ in drawn]
         hidden = torch.cat([run_tower(tower, part) for part in pixels])
-    labels = {k: torch.cat([found[k] for _, found in batches]).to(device) for k in batches[0][1]}
+    labels = {k: torch.cat([found[k] for _, found in drawn]).to(device) for k in drawn[0][1]}
     optimiser = torch.optim.AdamW(heads.parameters(), lr=1e-2)
     last = 0.0
     for step in range(steps):

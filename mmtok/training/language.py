@@ -1,8 +1,9 @@
-"""Stage 2: teach the projector and the language model to answer, with the tower frozen.
+"""Stage 2: teach the projector and the language model to answer.
 
 Scenes and clips wait with their features in a pool; each is asked new questions a few times before
-a new one takes its place. Besides the answers there are facts to learn (`facts`), without which
-places, counts and clips stay at chance for long. Matrix products are in bfloat16.
+a new one takes its place. No gradient reaches the tower, but it may be trained on beside. Besides
+the answers there are facts to learn (`facts`), without which places, counts and clips stay at
+chance for long. Matrix products are in bfloat16.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from mmtok.training.clips import FRAMES, Clip, training_questions
+from mmtok.training.dense import DenseBeside
 from mmtok.training.facts import FactHeads
 from mmtok.training.garments import Garments
 from mmtok.training.optim import Optimisers, schedule
@@ -46,6 +48,7 @@ class LanguageSettings:
         clips_from: share of the time before the first clip.
         whole: share of the time after which every clip keeps its eight frames; before that most are
             cut to two to four, first and last among them.
+        towers: share of the time in which dense steps of the tower go on beside, if any.
         lr: peak learning rate of the layers' matrices.
         others_lr: that of embeddings, norms and projector.
         decay: share of the time at the end in which the learning rate falls.
@@ -57,18 +60,19 @@ class LanguageSettings:
     """
 
     seconds: float
-    windows: float = 0.2
+    windows: float = 0.08
     facts: float = 0.3
     clips: float = 0.5
-    clips_from: float = 0.3
-    whole: float = 0.75
+    clips_from: float = 0.15
+    whole: float = 0.7
+    towers: float = 0.75
     lr: float = 6e-3
     others_lr: float = 1e-3
     decay: float = 0.6
     scene_batch: int = 12
     clip_batch: int = 2
     reuse: int = 4
-    pool: int = 2048
+    pool: int = 768
     seed: int = 2
 
 
@@ -96,8 +100,9 @@ class LanguageTrainer:
         garments: Garments,
         settings: LanguageSettings,
         folder: Path,
+        beside: DenseBeside | None = None,
     ) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.settings, self.beside = model, settings, beside
         self.path = folder / "language.pt"
         self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
         self.heads = FactHeads(model.config.text_config.hidden_size).to(model.device)
@@ -110,6 +115,8 @@ class LanguageTrainer:
                 part.load_state_dict(weights)
             self.optimisers.load_state_dict(saved["optimisers"])
             self.state = saved["state"]
+            if self.beside is not None and "beside" in saved:
+                self.beside.load_state_dict(saved["beside"])
         seed = settings.seed * 1_000_003 + self.state["step"]
         self.rng = np.random.default_rng(seed)
         self.scenes = Pool(garments, False, settings.pool, seed)
@@ -125,6 +132,8 @@ class LanguageTrainer:
             clip = done >= settings.clips_from and self.rng.random() < settings.clips
             small = done < settings.windows and self.rng.random() < 0.7
             pool = self.windows[int(self.rng.integers(2))] if small else self.scenes
+            if self.beside is not None:
+                self.beside.catch_up(done / settings.towers)
             self._step(self.clips if clip else pool, schedule(done, decay=settings.decay))
             state["step"] += 1
             state["seconds"] += min(60.0, time.monotonic() - began)
@@ -200,5 +209,7 @@ class LanguageTrainer:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         parts = [part.state_dict() for part in self.parts]
         saved = {"parts": parts, "state": self.state, "optimisers": self.optimisers.state_dict()}
+        if self.beside is not None:
+            saved["beside"] = self.beside.state_dict()
         torch.save(saved, self.path.with_suffix(".new"))
         self.path.with_suffix(".new").replace(self.path)

@@ -20,7 +20,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from mmtok.training.align import align
-from mmtok.training.dense import DenseSettings, fit_heads, train_tower
+from mmtok.training.dense import DenseBeside, DenseSettings, fit_heads, train_tower
 from mmtok.training.garments import load_garments
 from mmtok.training.language import LanguageSettings, LanguageTrainer
 from mmtok.training.model import build_model, export
@@ -64,14 +64,16 @@ def train(
             _say(f"read-outs fitted, loss {fit_heads(tower, heads, garments, seed):.3f}")
     train_tower(tower, heads, garments, dense, out, _say)
     model = build_model(tower, seed).to(device)
-    model.model.vision_tower.requires_grad_(False)
     rng = np.random.default_rng(seed)
     scenes = [render(sample_scene(rng, garments, number=0.6), garments) for _ in range(256)]
     with torch.no_grad():
         hidden = run_tower(tower, to_pixels(np.stack(scenes)).to(device))
     _say(f"aligned, {align(model, heads, hidden, steps=500):.3f} of the variance left")
-    language = LanguageSettings(seconds=seconds * (1 - share), seed=3 * seed + 2)
-    LanguageTrainer(model, garments, language, out).train(_say)
+    rest = seconds * (1 - share)
+    further = DenseSettings(0.23 * rest, windows=0.0, lr=1e-3, decay=0.9, seed=3 * seed + 3)
+    beside = DenseBeside(model.model.vision_tower, heads, garments, further)
+    language = LanguageSettings(seconds=rest, seed=3 * seed + 2)
+    LanguageTrainer(model, garments, language, out, beside).train(_say)
     return model.eval()
 
 
@@ -94,7 +96,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = options.device
     model = train(
         options.data, options.out, options.hours, options.device, options.seed, options.start
     )
