@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from mmtok.training.align import align
+from mmtok.training.counting import start_counting
 from mmtok.training.dense import DenseBeside, DenseSettings, fit_heads, train_tower
 from mmtok.training.garments import Garments
 from mmtok.training.language import LanguageSettings, LanguageTrainer
@@ -141,6 +142,26 @@ def test_read_outs_can_be_fitted_to_a_tower_that_stays(garments):
     short = fit_heads(tower, DenseHeads(128), garments, seed=1, steps=1, batches=1)
     assert fit_heads(tower, heads, garments, seed=1, steps=30, batches=1) < short
     assert all(torch.equal(a, b) for a, b in zip(before, tower.parameters(), strict=True))
+
+
+def test_the_counting_head_moves_by_a_step_for_every_item(garments):
+    rng = np.random.default_rng(13)
+    model = build_model(build_tower(layers=1), seed=2)
+    scenes = [sample_scene(rng, garments) for _ in range(300)]
+    looks = torch.randn(8, 128)
+    features = looks[7].repeat(300, 196, 1)
+    for row, scene in zip(features, scenes, strict=True):
+        for spot, item in enumerate(scene.items):
+            row[spot] = looks[item.kind]
+    assert start_counting(model, features, scenes, step=0.3) < 0.01
+    layer = model.model.language_model.layers[0]
+    one = next(i for i, scene in enumerate(scenes) if len(scene.items) == 1)
+    with torch.no_grad():
+        patches = model.model.multi_modal_projector(torch.stack([features[one], features[one]]))
+        patches[1, 0] = patches[0, -1]  # the item is gone
+        values = layer.self_attn.v_proj(layer.input_layernorm(patches)).mean(dim=1)[:, -32:]
+        moved = (values[0] - values[1]) @ layer.self_attn.o_proj.weight[:, -32:].T
+    assert float(moved.norm()) == pytest.approx(0.3 * 2**0.5, rel=0.05)  # of its kind, and of all
 
 
 def test_muon_steps_are_orthogonal_and_the_schedule_ends_at_zero():

@@ -76,7 +76,7 @@ def test_labels_of_scene_questions_follow_from_the_scene(garments):
         for question in scene_questions(scene, rng, kinds=7):
             assert check(question, scene), question
             seen.add(question.split)
-    assert seen == {"existence", "colour", "count", "where", "number", "which"}
+    assert seen == {"existence", "colour", "count", "where", "number", "kind", "which"}
 
 
 def check(question, scene: Scene) -> bool:
@@ -89,6 +89,9 @@ def check(question, scene: Scene) -> bool:
     by_kind = {name: [i for i in scene.items if KINDS[i.kind] == name] for name in KINDS}
     if question.split == "existence":
         return question.label == ("yes" if by_kind[words[3]] else "no")
+    if question.split == "kind":
+        items = [i for i in scene.items if COLOURS[i.colour] == words[-1]]
+        return {KINDS[item.kind] for item in items} == {question.label}
     if question.split == "which":
         return bool(by_kind[question.label])
     if question.split == "colour":

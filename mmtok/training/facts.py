@@ -88,6 +88,8 @@ def _subjects() -> Tensor:
 class FactHeads(nn.Module):
     """Linear read-outs of the language model's hidden states."""
 
+    subjects: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm, self.late = nn.RMSNorm(width), nn.RMSNorm(width)
@@ -129,7 +131,7 @@ def _fact_loss(said: Tensor, facts: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropies and squared errors over the facts there are."""
     loss = said.new_zeros(())
     figures: dict[str, float] = {}
-    scores = said.split([*_CLASSES, _BINARY, _PLACES], dim=1)
+    scores = torch.split(said, [*_CLASSES, _BINARY, _PLACES], dim=1)
     for column, group in enumerate(scores[:-2]):
         known = ~facts[:, column].isnan()
         if known.any():

@@ -140,7 +140,7 @@ class LanguageTrainer:
             if state["step"] % 50 == 0:
                 figures = " ".join(f"{k} {v:.3f}" for k, v in sorted(state["figures"].items()))
                 report(f"language step {state['step']} {state['seconds'] / 60:.1f} min {figures}")
-            if state["step"] % 250 == 0:
+            if state["step"] % 100 == 0:
                 self.save()
         self.save()
         return state

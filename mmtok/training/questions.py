@@ -24,7 +24,8 @@ class Question:
     """A question, its one right answer and, for a choice, the options.
 
     Attributes:
-        split: what is asked for: existence, colour, count, where, number or clip.
+        split: what is asked for: existence, colour, count, where, number or clip; in training
+            also kind and which.
         text: the question as the model reads it; for a choice the whole prompt.
         label: the right answer; for a choice its letter.
         options: the four options of a choice, else None.
@@ -115,6 +116,19 @@ def choice(
     return Question(split, text, LETTERS[options.index(answer)], tuple(options))
 
 
+def kind(scene: Scene, rng: Generator) -> Question | None:
+    """What kind has a colour that only garments of one kind have?"""
+    found: dict[int, set[int]] = {}
+    for item in scene.items:
+        found.setdefault(item.colour, set()).add(item.kind)
+    plain = [tint for tint, kinds in sorted(found.items()) if len(kinds) == 1]
+    if not plain:
+        return None
+    tint = plain[int(rng.integers(len(plain)))]
+    (answer,) = found[tint]
+    return Question("kind", f"What kind of garment is {COLOURS[tint]}?", KINDS[answer])
+
+
 def which(scene: Scene, rng: Generator) -> Question | None:
     """Which of four kinds is there? None unless some are and three are not."""
     present = sorted({item.kind for item in scene.items})
@@ -146,6 +160,8 @@ def scene_questions(scene: Scene, rng: Generator, kinds: int = 4) -> list[Questi
     makers: tuple[Callable[[], Question | None], ...] = (
         lambda: colour(scene, rng),
         lambda: colour(scene, rng),
+        lambda: kind(scene, rng),
+        lambda: kind(scene, rng),
         lambda: count(scene, rng),
         lambda: count(scene, rng),
         lambda: count(scene, rng),
