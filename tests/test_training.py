@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mmtok.training.align import align
-from mmtok.training.counting import start_counting
+from mmtok.training.counting import least_needed_head, start_naming, start_reading
 from mmtok.training.dense import DenseBeside, DenseSettings, fit_heads, train_tower
 from mmtok.training.garments import Garments
 from mmtok.training.language import LanguageSettings, LanguageTrainer
@@ -153,7 +153,7 @@ def test_the_counting_head_moves_by_a_step_for_every_item(garments):
     for row, scene in zip(features, scenes, strict=True):
         for spot, item in enumerate(scene.items):
             row[spot] = looks[item.kind]
-    assert start_counting(model, features, scenes, step=0.3) < 0.01
+    assert start_reading(model, features, scenes, step=0.3) < 0.01
     layer = model.model.language_model.layers[0]
     one = next(i for i, scene in enumerate(scenes) if len(scene.items) == 1)
     with torch.no_grad():
@@ -162,6 +162,27 @@ def test_the_counting_head_moves_by_a_step_for_every_item(garments):
         values = layer.self_attn.v_proj(layer.input_layernorm(patches)).mean(dim=1)[:, -32:]
         moved = (values[0] - values[1]) @ layer.self_attn.o_proj.weight[:, -32:].T
     assert float(moved.norm()) == pytest.approx(0.3 * 2**0.5, rel=0.05)  # of its kind, and of all
+    assert start_naming(model, features[:64], scenes[:64]) > 0.9
+
+
+def test_the_least_needed_head_is_the_one_that_does_nothing(garments, model):
+    rng = np.random.default_rng(14)
+    scenes = [sample_scene(rng, garments) for _ in range(4)]
+    features = encode(model, np.stack([render(s, garments) for s in scenes])).float()
+    asked = [scene_questions(scene, rng) for scene in scenes]
+    sequences = pack_questions(build_tokenizer(), asked, 1)
+    columns = model.model.language_model.layers[0].self_attn.o_proj.weight
+    kept = columns.detach().clone()
+    with torch.no_grad():
+        columns *= 20
+        columns[:, 32:64] = 0
+        scores, targets = answer_scores(model, sequences, features)
+        base = torch.nn.functional.cross_entropy(scores, targets)
+        head = least_needed_head(model, sequences, features)
+        columns[:, head * 32 : head * 32 + 32] = 0
+        scores, targets = answer_scores(model, sequences, features)
+        columns.copy_(kept)
+    assert torch.nn.functional.cross_entropy(scores, targets) <= base
 
 
 def test_muon_steps_are_orthogonal_and_the_schedule_ends_at_zero():

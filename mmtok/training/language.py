@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from mmtok.training.clips import FRAMES, Clip, training_questions
+from mmtok.training.counting import least_needed_head, start_naming, start_reading
 from mmtok.training.dense import DenseBeside
 from mmtok.training.facts import FactHeads
 from mmtok.training.garments import Garments
@@ -46,6 +47,7 @@ class LanguageSettings:
         facts: weight of the facts' loss, against 1 for the answers'.
         clips: share of the steps about clips, once `clips_from` has passed.
         clips_from: share of the time before the first clip.
+        counting: share of the time after which the model is shown how to count (`counting`).
         whole: share of the time after which every clip keeps its eight frames; before that most are
             cut to two to four, first and last among them.
         towers: share of the time in which dense steps of the tower go on beside, if any.
@@ -61,10 +63,11 @@ class LanguageSettings:
 
     seconds: float
     windows: float = 0.08
-    facts: float = 0.3
-    clips: float = 0.5
+    facts: float = 0.4
+    clips: float = 0.45
     clips_from: float = 0.15
-    whole: float = 0.7
+    counting: float = 0.25
+    whole: float = 0.78
     towers: float = 0.75
     lr: float = 6e-3
     others_lr: float = 1e-3
@@ -102,7 +105,8 @@ class LanguageTrainer:
         folder: Path,
         beside: DenseBeside | None = None,
     ) -> None:
-        self.model, self.settings, self.beside = model, settings, beside
+        self.model, self.garments, self.settings = model, garments, settings
+        self.beside = beside
         self.path = folder / "language.pt"
         self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
         self.heads = FactHeads(model.config.text_config.hidden_size).to(model.device)
@@ -134,6 +138,8 @@ class LanguageTrainer:
             pool = self.windows[int(self.rng.integers(2))] if small else self.scenes
             if self.beside is not None:
                 self.beside.catch_up(done / settings.towers)
+            if done >= settings.counting and not state.get("counting"):
+                state["counting"] = self._start_counting()
             self._step(self.clips if clip else pool, schedule(done, decay=settings.decay))
             state["step"] += 1
             state["seconds"] += min(60.0, time.monotonic() - began)
@@ -144,6 +150,19 @@ class LanguageTrainer:
                 self.save()
         self.save()
         return state
+
+    def _start_counting(self) -> list[float]:
+        """Set the parts that count (`counting`); returns how well they do."""
+        scenes = Pool(self.garments, False, self.settings.pool, self.settings.seed + 1)
+        scenes.renew(self.model, min(self.settings.pool, 512))
+        things, features = scenes.draw(self.rng, len(scenes.things), [0])
+        shown = [thing for thing in things if isinstance(thing, Scene)]
+        asked = [ask_about(thing, self.rng) for thing in things[:32]]
+        sequences = pack_questions(self.tokenizer, asked, 1)
+        features = features.to(self.model.device)
+        head = least_needed_head(self.model, sequences, features[:32])
+        left = start_reading(self.model, features, shown, head)
+        return [left, start_naming(self.model, features, shown)]
 
     def _step(self, pool: Pool, share: float) -> None:
         """One optimiser step on a batch of scenes or of clips."""

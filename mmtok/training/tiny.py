@@ -20,7 +20,6 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from mmtok.training.align import align
-from mmtok.training.counting import start_counting
 from mmtok.training.dense import DenseBeside, DenseSettings, fit_heads, train_tower
 from mmtok.training.garments import load_garments
 from mmtok.training.language import LanguageSettings, LanguageTrainer
@@ -66,12 +65,10 @@ def train(
     train_tower(tower, heads, garments, dense, out, _say)
     model = build_model(tower, seed).to(device)
     rng = np.random.default_rng(seed)
-    scenes = [sample_scene(rng, garments, number=0.45) for _ in range(640)]
-    images = np.stack([render(scene, garments) for scene in scenes])
+    scenes = [render(sample_scene(rng, garments, number=0.6), garments) for _ in range(256)]
     with torch.no_grad():
-        hidden = run_tower(tower, to_pixels(images).to(device))
-    _say(f"aligned, {align(model, heads, hidden[:256], steps=500):.3f} of the variance left")
-    _say(f"counting, {start_counting(model, hidden[:, 1:], scenes):.3f} of the variance left")
+        hidden = run_tower(tower, to_pixels(np.stack(scenes)).to(device))
+    _say(f"aligned, {align(model, heads, hidden, steps=500):.3f} of the variance left")
     rest = seconds * (1 - share)
     further = DenseSettings(0.23 * rest, windows=0.0, lr=1e-3, decay=0.9, seed=3 * seed + 3)
     beside = DenseBeside(model.model.vision_tower, heads, garments, further)
