@@ -39,7 +39,8 @@ def _ridge(inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Te
     weighed = inputs if weights is None else inputs * weights[:, None]
     gram = weighed.mT @ inputs
     gram = gram + 1e-3 * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
-    return torch.linalg.solve(gram, weighed.mT @ targets)
+    solved: Tensor = torch.linalg.solve(gram, weighed.mT @ targets)
+    return solved
 
 
 @torch.no_grad()
