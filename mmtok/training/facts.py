@@ -147,4 +147,10 @@ def _fact_loss(said: Tensor, facts: Tensor) -> tuple[Tensor, dict[str, float]]:
         off = (scores[-1][known] - facts[:, -_PLACES:][known]).square().mean()
         figures["off"] = float(off.detach())
         loss = loss + 4 * off
+    path = facts[:, -2:] - facts[:, -_PLACES:-2]
+    moved = (path.abs() > 0.1).any(dim=1)  # few do: the mean over all places would hide them
+    if moved.any():
+        off = (scores[-1][:, -2:] - scores[-1][:, :2] - path)[moved].square().mean()
+        figures["strayed"] = float(off.detach())
+        loss = loss + 4 * off
     return loss, figures
