@@ -39,6 +39,7 @@ class Chair(Task):
             Longer captions hallucinate more: compare at equal length.
     """
 
+    lower_is_better: ClassVar[bool] = True
     scoring: ClassVar[tuple[str, ...]] = ("cut_sentence",)
     paths: ClassVar[tuple[str, ...]] = ("questions", "media", "subtitles", "captions")
 

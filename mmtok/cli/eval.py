@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
 from mmtok.cli.output import answer, quiet, say
+from mmtok.cli.sweep import sweep
 
 if TYPE_CHECKING:
     from mmtok.eval.evaluation import Report
@@ -34,6 +35,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Score a reducer on a benchmark: mmtok eval TASK, or mmtok eval score FILE.",
 )
+
+app.command("sweep")(sweep)
 
 Questions = Annotated[Path | None, typer.Option(help="File or folder of questions.")]
 MediaFolder = Annotated[

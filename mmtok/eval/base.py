@@ -86,12 +86,14 @@ class Task:
         summaries: class attribute, further rows of the table: name -> (rule, groups), where the
             rule is "mean" of their scores, "pool" of their answers, or "sum" of the task's `total`.
         total: class attribute, the score that may be summed.
+        lower_is_better: class attribute, of the first score.
         scoring: class attribute, fields that scores depend on, kept with the predictions.
         paths: class attribute, fields that may be given as strings.
     """
 
     summaries: ClassVar[Mapping[str, tuple[str, tuple[str, ...]]]] = {}
     total: ClassVar[str] = "score"
+    lower_is_better: ClassVar[bool] = False
     scoring: ClassVar[tuple[str, ...]] = ()
     paths: ClassVar[tuple[str, ...]] = ("questions", "media", "subtitles")
 

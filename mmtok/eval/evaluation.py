@@ -97,18 +97,43 @@ def evaluate(
     Raises:
         InputError: files are missing, or a reducer does not fit the model.
     """
+    check_parser(parser)
+    runs = evaluate_variants(
+        lvlm,
+        task,
+        variants(reduce, baselines, seed),
+        out=out,
+        batch=batch,
+        limit=limit,
+        seed=seed,
+        progress=progress,
+    )
+    return report(task, runs, parser=parser, seed=seed, draws=draws)
+
+
+def evaluate_variants(
+    lvlm: LVLM,
+    task: Task,
+    chosen: Sequence[Sequence[Reducer]],
+    *,
+    out: Path | str,
+    batch: int,
+    limit: int | None,
+    seed: int,
+    progress: Callable[[str], Progress] | None = None,
+) -> list[Run]:
+    """One run for each of the variants, which are lists of reducers; see `evaluate`."""
     from mmtok.pipeline import Pipeline
 
-    check_parser(parser)
     items = limited(check_items(task.items()), limit)
     plan = plan_batches(items, batch, lvlm.config, task.frames)
-    pipes = [Pipeline(lvlm, variant) for variant in variants(reduce, baselines, seed)]
+    pipes = [Pipeline(lvlm, reducers) for reducers in chosen]
     runs = []
     for pipe in pipes:
         under = settings(lvlm, task, items, reduce=pipe.spec, batch=batch, seed=seed)
         told = progress(pipe.spec) if progress else None
         runs.append(run(pipe, task, plan, Path(out) / file_name(under), under, told))
-    return report(task, runs, parser=parser, seed=seed, draws=draws)
+    return runs
 
 
 def variants(reduce: Any, baselines: bool, seed: int = 0) -> list[list[Reducer]]:

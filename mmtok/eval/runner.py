@@ -21,6 +21,7 @@ from mmtok.io.image import load_image
 from mmtok.io.video import load_video
 
 if TYPE_CHECKING:
+    from mmtok.models.lvlm import Prompt
     from mmtok.models.reduction import Reduction
     from mmtok.pipeline import Pipeline, Result
 
@@ -116,7 +117,7 @@ def answer(pipe: Pipeline, task: Task, batch: Batch) -> tuple[list[dict[str, Any
 def _ask(
     pipe: Pipeline, task: Task, batch: Batch, prompts: list[list[Item]]
 ) -> tuple[list[dict[str, Any]], list[Result]]:
-    made = [_prompt(task, prompt[0]) for prompt in prompts]
+    made = [make_prompt(task, prompt[0]) for prompt in prompts]
     result = pipe.generate_batch(made, max_new_tokens=task.max_new_tokens)
     rows = []
     counts = tokens_per_prompt(result.reduction)
@@ -128,7 +129,12 @@ def _ask(
     return rows, [result]
 
 
-def _prompt(task: Task, item: Item) -> tuple[Any, Any, str]:
+def make_prompt(task: Task, item: Item) -> Prompt:
+    """The pictures, clips and text that ask a question.
+
+    Raises:
+        InputError: its file cannot be read.
+    """
     if item.kind == "image":
         return [load_image(item.file)], None, task.prompt(item, None)
     clip = load_video(item.file, frames=task.frames)
