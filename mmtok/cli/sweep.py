@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,12 @@ from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
 from mmtok.cli.output import answer, quiet, say
 from mmtok.errors import InputError
+
+if TYPE_CHECKING:
+    from mmtok.eval.base import Task
+    from mmtok.eval.runner import Progress
+    from mmtok.eval.sweep import TaskSweep, Variant
+    from mmtok.models.lvlm import LVLM
 
 SOME_FAILED = 3
 
@@ -53,39 +59,46 @@ def sweep(
     tasks, variants = _prepare(task, reduce, keep, seed, parser)
     say(f"loading {model} ...")
     from mmtok import load
-    from mmtok.eval import examples as chosen
-    from mmtok.eval import sweep as sweeping
-    from mmtok.eval.page import page, write_page
-    from mmtok.eval.progress import reporter
-    from mmtok.eval.table import short
-    from mmtok.table import render
 
     lvlm = load(model, dummy=dummy, device=device, dtype=dtype, seed=seed)
-    found = sweeping.sweep(
-        lvlm,
-        tasks,
-        variants,
-        out=out,
-        batch=batch,
-        limit=limit,
-        parser=parser,
-        seed=seed,
-        draws=draws,
-        progress=lambda spec: reporter(short(spec), say),
-    )
-    shown = [chosen.examples(lvlm, one, variants, examples) for one in found]
-    write_page(page(found, shown), path)
-    say("\n" + render(sweeping.sweep_lines(found)))
-    say(f"report: {path}")
+    settings = {"out": out, "batch": batch, "limit": limit, "parser": parser, "draws": draws}
+    found = _run(lvlm, tasks, variants, examples, path, settings | {"seed": seed})
     if as_json:
         answer({"tasks": [one.to_dict() for one in found], "report": str(path)})
     if any(one.report.failed for one in found):
         raise typer.Exit(SOME_FAILED)
 
 
+def _run(
+    lvlm: LVLM,
+    tasks: list[Task],
+    variants: list[Variant],
+    count: int,
+    path: Path,
+    settings: dict[str, Any],
+) -> list[TaskSweep]:
+    """Answer, write the report, print the table."""
+    from mmtok.eval.examples import examples
+    from mmtok.eval.page import page, write_page
+    from mmtok.eval.progress import reporter
+    from mmtok.eval.sweep import sweep, sweep_lines
+    from mmtok.eval.table import short
+    from mmtok.table import render
+
+    def progress(spec: str) -> Progress:
+        return reporter(short(spec), say)
+
+    found = sweep(lvlm, tasks, variants, progress=progress, **settings)
+    shown = [examples(lvlm, one, variants, count) for one in found]
+    write_page(page(found, shown), path)
+    say("\n" + render(sweep_lines(found)))
+    say(f"report: {path}")
+    return found
+
+
 def _prepare(
     tasks: list[str], reduce: list[str], keep: list[str], seed: int, parser: str
-) -> tuple[list[Any], list[Any]]:
+) -> tuple[list[Task], list[Variant]]:
     """Tasks and variants, once everything the user gave is known to make sense."""
     from mmtok.eval import build
     from mmtok.eval.base import check_items

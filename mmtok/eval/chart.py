@@ -9,8 +9,8 @@ from html import escape
 
 from mmtok.accounting.ledger import si
 
-WIDTH, HEIGHT = 380, 270
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
+WIDTH, HEIGHT = 380, 280
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 28, 40
 LOG_FROM = 6.0
 """Costs that span more than this factor are drawn on a logarithmic axis."""
 DODGE = 5.0
@@ -78,7 +78,7 @@ class Scale:
         if log and low > 0 and high / low > LOG_FROM:
             room = (high / low) ** 0.07
             return cls(low / room, high * room, start, end, log=True)
-        room = 0.07 * (high - low) or 0.07 * abs(high) or 1.0
+        room = 0.07 * (high - low) or 0.07 * abs(high) or 0.1
         return cls(low - room, high + room, start, end)
 
     def place(self, value: float) -> float:
@@ -97,11 +97,11 @@ class Scale:
             steps = (1, 2, 5) if last - first < 4 else (1,)
             found = [step * 10.0**power for power in range(first, last + 1) for step in steps]
         else:
-            rough = (self.high - self.low) / 4
+            rough = (self.high - self.low) / 5
             unit = 10.0 ** math.floor(math.log10(rough))
             step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough)
             first = math.ceil(self.low / step)
-            found = [round(step * (first + i), 12) for i in range(9)]
+            found = [round(step * (first + i), 12) for i in range(7)]
         return [x for x in found if self.low <= x <= self.high]
 
 
@@ -184,7 +184,7 @@ def _axes(x: Scale, y: Scale, cost: str, score: str) -> str:
         f"<text class='title' x='{middle}' y='{HEIGHT - 5}' text-anchor='middle'>"
         f"{escape(cost + log)}</text>"
     )
-    drawn.append(f"<text class='title' x='{LEFT + 6}' y='{TOP + 6}'>{escape(score)}</text>")
+    drawn.append(f"<text class='title' x='{LEFT - 32}' y='15'>{escape(score)}</text>")
     return "".join(drawn)
 
 
@@ -204,7 +204,8 @@ def _front(series: Sequence[Series], x: Scale, y: Scale, shifts: Sequence[float]
 
 
 def _series(one: Series, x: Scale, y: Scale, shift: float) -> str:
-    at = sorted((x.place(m.cost) + shift, y.place(m.score), m) for m in one.marks)
+    marks = sorted(one.marks, key=lambda m: m.cost)
+    at = [(x.place(m.cost) + shift, y.place(m.score), m) for m in marks]
     drawn = []
     if len(at) > 1:
         drawn.append(

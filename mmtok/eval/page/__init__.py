@@ -16,12 +16,13 @@ from mmtok.eval.page.parts import (
     cost_chart,
     example,
     legend,
+    method,
     points_table,
     splits_table,
     text_table,
 )
 from mmtok.eval.sweep import TaskSweep, split_points
-from mmtok.eval.table import card_lines, shared_facts, short
+from mmtok.eval.table import card_lines, shared_facts
 from mmtok.io.files import reason
 
 MOST_FAILURES = 100
@@ -29,8 +30,10 @@ HOW_TO_READ = """
 <p class='quiet'>Whiskers and the ranges in small print are 95% bootstrap intervals over whole
 pictures or videos; differences are paired. The front is drawn through the scores themselves:
 where intervals overlap, its order may be chance. In the charts of tokens and FLOPs the methods
-stand a few pixels apart. Tokens, FLOPs (closed form) and ms are means per question. Times are
-those of batches, one method after the other, on whatever else the machine was doing.</p>"""
+stand a few pixels apart. Tokens, FLOPs (closed form) and ms are means per question. Tokens are
+those that enter the language model: what a method drops further inside shows in FLOPs and ms.
+Times are those of batches, one method after the other, on whatever else the machine was
+doing.</p>"""
 
 
 def page(found: Sequence[TaskSweep], shown: Sequence[Sequence[Example]] = ()) -> str:
@@ -151,7 +154,7 @@ def _splits(one: TaskSweep) -> str:
 
 def _failures(found: Sequence[TaskSweep]) -> str:
     lines = [
-        [one.report.task.name, short(run.settings["reduce"])]
+        [one.report.task.name, method(run.settings["reduce"])]
         + [str(row[name]) for name in ("split", "question_id", "medium", "error")]
         for one in found
         for run in one.report.runs
@@ -169,10 +172,12 @@ def _failures(found: Sequence[TaskSweep]) -> str:
 
 
 def _card(one: TaskSweep) -> str:
+    name = escape(one.report.task.name)
     facts = [line.partition(": ")[::2] for line in shared_facts(one.report)]
+    variants = list(zip(*card_lines(one.report), strict=True))
     return (
-        f"<details open><summary>{escape(one.report.task.name)}, all variants</summary>"
-        + text_table([["fact", "value"], *map(list, facts)], "facts")
-        + f"</details><details><summary>{escape(one.report.task.name)}, per variant and question"
-        f"</summary>{text_table(card_lines(one.report))}</details>"
+        f"<details open><summary>{name}, all variants</summary>"
+        + text_table([["fact", "value"], *facts], "facts")
+        + f"</details><details><summary>{name}, each variant, per question</summary>"
+        + f"{text_table(variants)}</details>"
     )

@@ -58,13 +58,18 @@ def text_table(lines: Sequence[Sequence[str]], kind: str = "") -> str:
     return table(lines[0], rows, kind=kind)
 
 
+def method(spec: str) -> str:
+    """A variant's name for people."""
+    return "un-pruned" if spec == "none" else short(spec)
+
+
 def points_table(one: TaskSweep) -> str:
     """One line per variant: score, differences, costs."""
     head = ["method", f"{one.split} {one.score}", "minus un-pruned", "minus random"]
     head += ["tokens", "FLOPs", "ms", "unreadable", "failed", "on the front by"]
     rows = []
     for p in one.points:
-        cells: list[Cell] = [(short(p.reduce), p.reduce, "")]
+        cells: list[Cell] = [(method(p.reduce), p.reduce, "")]
         cells += [_scored((p.value, p.interval)), _scored(p.minus_none, "+")]
         cells += [_scored(p.minus_random, "+"), _cost(p.visual_tokens, ".1f")]
         cells += [("" if p.flops is None else si(p.flops), p.flops, ""), _cost(p.ms, ".1f")]
@@ -92,7 +97,7 @@ def splits_table(one: TaskSweep, by_split: dict[str, list[Point]]) -> str:
     """The first score of every split, a line per variant."""
     rows = [
         [
-            (short(p.reduce), p.reduce, ""),
+            (method(p.reduce), p.reduce, ""),
             *(_scored((some[i].value, None)) for some in by_split.values()),
         ]
         for i, p in enumerate(one.points)
@@ -159,9 +164,8 @@ def _answer(one: Answer) -> str:
     if len(one.pictures) > 1:
         pictures = f"<div class='frames'>{pictures}</div>"
     mark = {True: ("right", "✓"), False: ("wrong", "✗"), None: ("", "")}[one.right]
-    name = "un-pruned" if one.reduce == "none" else short(one.reduce)
     kept = one.pictures[0][0].partition(": ")[2] if len(one.pictures) == 1 else ""
     return (
-        f"<figure>{pictures}<figcaption><b>{escape(name)}</b>{escape(kept)}"
+        f"<figure>{pictures}<figcaption><b>{escape(method(one.reduce))}</b>{escape(kept)}"
         f"<pre class='{mark[0]}'>{mark[1]} {escape(one.text[:600])}</pre></figcaption></figure>"
     )
