@@ -21,6 +21,7 @@ from mmtok.eval.page.parts import (
     splits_table,
     text_table,
 )
+from mmtok.eval.scoring import DETAIL
 from mmtok.eval.sweep import TaskSweep, split_points
 from mmtok.eval.table import card_lines, shared_facts
 from mmtok.io.files import reason
@@ -137,7 +138,8 @@ def _task(one: TaskSweep, shown: Sequence[Example]) -> str:
 
 
 def _splits(one: TaskSweep) -> str:
-    names = list(dict.fromkeys(row["split"] for row in one.report.rows))
+    splits = dict.fromkeys(row["split"] for row in one.report.rows)
+    names = [name for name in splits if DETAIL not in name]
     if len(names) < 2:
         return ""
     by_split = {name: split_points(one, name) for name in names}

@@ -17,6 +17,8 @@ AXES = {
     "ms": "ms, all stages",
 }
 COLOURS = 8
+LONGEST = 600
+"""Characters shown of an answer."""
 
 Cell = tuple[str, str | float | None, str]
 """Text, what to sort by, and a smaller text behind it."""
@@ -167,5 +169,9 @@ def _answer(one: Answer) -> str:
     kept = one.pictures[0][0].partition(": ")[2] if len(one.pictures) == 1 else ""
     return (
         f"<figure>{pictures}<figcaption><b>{escape(method(one.reduce))}</b>{escape(kept)}"
-        f"<pre class='{mark[0]}'>{mark[1]} {escape(one.text[:600])}</pre></figcaption></figure>"
+        f"<pre class='{mark[0]}'>{mark[1]} {escape(_cut(one.text))}</pre></figcaption></figure>"
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
