@@ -21,6 +21,7 @@ from mmtok.eval.page import check_page_path, page
 from mmtok.eval.runner import Run
 from mmtok.eval.sweep import expand, headline, split_points, sweep_lines
 
+PACK = Path(__file__).parents[1] / "eval" / "data" / "scenes"
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror='alert(2)'>\" ' & \x00 \u202e ]]>"
 
 
@@ -37,6 +38,11 @@ def test_every_method_at_every_budget_beside_none_and_random():
     assert len({v.spec for v in found}) == len(found)
     assert all(v.reducers[0].seed == 3 for v in found if v.series == "random")
     assert [v.series for v in expand(["todre", "todre"], [0.5])] == ["none", "random", "todre"]
+    one_or_all = expand(["todre"], [1, 1.0])
+    assert [(v.series, repr(v.keep)) for v in one_or_all][1:3] == [
+        ("random", "1"),
+        ("random", "1.0"),
+    ]
     with pytest.raises(InputError, match="every part of a chain"):
         expand(["todre + fastv(keep=0.5)"], [0.5])
     with pytest.raises(InputError, match="did you mean 'todre'"):
@@ -202,7 +208,7 @@ def test_the_command_line_writes_a_report_and_resumes(tmp_path, capsys):
     ]
     assert "best for its" in told
     html = Path(made["report"]).read_text()
-    # one question, and of each series its smallest budget: 3 pictures, and 2 frames for each of 3
+    # one question, and of each series its cheapest budget: 3 pictures, and 2 frames for each of 3
     assert html.count("data:image/webp;base64,") == 3 + 3 * 2
     files = {file: file.read_bytes() for file in tmp_path.glob("*.jsonl")}
     assert len(files) == 2 * 2 * 5
@@ -210,6 +216,23 @@ def test_the_command_line_writes_a_report_and_resumes(tmp_path, capsys):
     assert files == {file: file.read_bytes() for file in tmp_path.glob("*.jsonl")}
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert again == made
+
+
+def test_a_bad_file_is_in_the_report_and_the_exit_code(tmp_path, capsys):
+    pack = PACK / "images"
+    (tmp_path / "good.jpg").write_bytes((pack / "0000.jpg").read_bytes())
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 not a picture")
+    asked = [("good.jpg", "yes"), ("bad.jpg", "no")]
+    rows = [{"image": name, "text": "Is there a top?", "label": label} for name, label in asked]
+    (tmp_path / "questions.json").write_text(json.dumps(rows))
+    task = f"pope(questions={str(tmp_path / 'questions.json')!r}, media={str(tmp_path)!r})"
+    options = ("--reduce", "stride(keep=0.1)", "--task", task, "--out", str(tmp_path / "out"))
+    options += ("--report", str(tmp_path / "mine.html"), "--device", "cpu", "--draws", "9")
+    assert main(["eval", "sweep", *options]) == 3
+    assert str(tmp_path / "mine.html") in capsys.readouterr().err
+    text = (tmp_path / "mine.html").read_text()
+    assert "3 answers failed" in text
+    assert text.count("bad.jpg</td>") == 3
 
 
 @pytest.mark.parametrize(

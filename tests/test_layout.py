@@ -76,7 +76,8 @@ def shipped_files():
         folders[:] = [name for name in folders if name != "__pycache__"]
         for name in names:
             path = Path(folder, name).relative_to(ROOT)
-            if path.suffix == ".py" or name == "py.typed" or "data" in path.parts[:-1]:
+            kept = path.suffix in (".py", ".css", ".js") or name == "py.typed"
+            if kept or "data" in path.parts[:-1]:
                 yield path.as_posix()
 
 

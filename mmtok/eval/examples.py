@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,11 +67,11 @@ def examples(
     Args:
         lvlm: the model, which sees the chosen questions once more, for their tokens.
         found: what was answered.
-        variants: those of the sweep; of each series the one with the smallest budget is shown.
+        variants: those of the sweep; of each series the cheapest is shown.
         count: how many, each about another picture or clip.
     """
     task = found.report.task
-    shown = _smallest(variants)
+    shown = _cheapest(found, variants)
     runs = {run.settings["reduce"]: run for run in found.report.runs}
     some = {variant.spec: runs[variant.spec] for variant in shown}
     verdicts = _verdicts(task, list(some.values()), found.report.parser)
@@ -84,14 +85,14 @@ Key = tuple[str, str]
 Verdicts = dict[Key, list[bool | None]]
 
 
-def _smallest(variants: Sequence[Variant]) -> list[Variant]:
-    """The un-pruned model, then one variant of each series."""
-    best: dict[str, Variant] = {}
-    for one in variants:
-        old = best.get(one.series)
-        if old is None or (one.keep is not None and old.keep is not None and one.keep < old.keep):
-            best[one.series] = one
-    return list(best.values())
+def _cheapest(found: TaskSweep, variants: Sequence[Variant]) -> list[Variant]:
+    """The un-pruned model, then of each series the variant with the fewest FLOPs."""
+    best: dict[str, tuple[float, Variant]] = {}
+    for one, point in zip(variants, found.points, strict=True):
+        spent = math.inf if point.flops is None else point.flops
+        if one.series not in best or spent < best[one.series][0]:
+            best[one.series] = spent, one
+    return [one for _, one in best.values()]
 
 
 def _verdicts(task: Task, runs: Sequence[Run], parser: str) -> Verdicts:

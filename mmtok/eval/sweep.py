@@ -113,10 +113,10 @@ def expand(reduce: Sequence[str], keeps: Sequence[Keep] = KEEPS, seed: int = 0) 
     from mmtok.pruning import registry
 
     methods = [one for spec in reduce for one in _at_budgets(spec, keeps)]
-    budgets = dict.fromkeys(one.keep for one in methods if one.keep is not None)
+    budgets = {repr(one.keep): one.keep for one in methods if one.keep is not None}
     chance = [
         Variant([registry.make("random", {"keep": keep, "seed": seed})], "random", keep)
-        for keep in budgets or keeps
+        for keep in list(budgets.values()) or keeps
     ]
     found: dict[str, Variant] = {}
     for one in [Variant([], "none", None), *chance, *methods]:
@@ -184,7 +184,8 @@ def headline(
     rows = {row["reduce"]: row for row in made.rows if row["split"] == split}
     score = score_names([next(iter(rows.values()))])[0]
     runs = {one.settings["reduce"]: one for one in made.runs}
-    chance = {v.keep: runs[v.spec] for v in variants if v.series == "random"}
+    # by its text, since keep=1 (a token) equals keep=1.0 (all) as a key
+    chance = {repr(v.keep): runs[v.spec] for v in variants if v.series == "random"}
     against = {
         line["reduce"]: _difference(line, score)
         for line in made.differences
@@ -194,8 +195,8 @@ def headline(
     for one in variants:
         row = rows[one.spec]
         minus = None
-        if one.series != "random" and one.keep in chance:
-            minus = _minus(made, runs[one.spec], chance[one.keep], split, score, draws, seed)
+        if one.series != "random" and (other := chance.get(repr(one.keep))):
+            minus = _minus(made, runs[one.spec], other, split, score, draws, seed)
         points.append(
             Point(
                 reduce=one.spec,

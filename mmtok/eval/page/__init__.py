@@ -130,7 +130,7 @@ def _task(one: TaskSweep, shown: Sequence[Example]) -> str:
         kind = "Questions that not all of these get right, then any others; not a fair sample."
         parts += [
             "<h3>Examples</h3>",
-            f"<p class='quiet'>{kind} Of each method, the smallest budget. Dimmed cells were "
+            f"<p class='quiet'>{kind} Of each method, the cheapest budget. Dimmed cells were "
             "dropped before the language model.</p>",
             *(example(some) for some in shown),
         ]
