@@ -41,6 +41,7 @@ bench:
 	$(BIN)/python benchmarks/keep_all.py
 	$(BIN)/python benchmarks/prefill.py
 	$(BIN)/python benchmarks/scenes.py
+	$(BIN)/python benchmarks/pruning.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/lfq_memory.py
 	$(BIN)/python benchmarks/codecs.py
