@@ -17,7 +17,9 @@ from tests.matrix import IN_DECODER, SPECS
 from tests.test_decoder_methods import prompt
 from tests.test_decoder_seam import InDecoder, reached
 
-INSIDE = [spec for spec in SPECS if spec.startswith(IN_DECODER)]
+# MustDrop begins in the tower: what holds of it stands in test_mustdrop.py.
+METHODS = {*IN_DECODER} - {"mustdrop"}
+INSIDE = [spec for spec in SPECS if spec.split("(")[0] in METHODS]
 GREEDY: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False}
 
 
