@@ -27,7 +27,7 @@ from mmtok.io.image import load_image
 from mmtok.pruning import registry
 from mmtok.pruning.base import overrides
 
-LIMITS = {"scenes": 1100, "scenes-video": 80}
+LIMITS = {"scenes": 621, "scenes-video": 54}
 BASELINES = ("random", "stride", "downsample")
 SPLITS = ("random", "popular", "adversarial")
 FORCED = 32

@@ -20,6 +20,19 @@ each method's file in `pruning/`, together with where it deviates from its paper
 | --- | --- | --- |
 """
 
+TAIL = """
+## Not built
+
+| method | why |
+| --- | --- |
+| TopV, arXiv 2503.18278 | its transport cost and the use of the plan are not published in full |
+| SparseVLM's second version | its rotary correction is not fixed by paper or code |
+| PruneVid inside the decoder | the rule of its selection could not be established |
+| VQToken's choice of K | the released rules always give 12 |
+| Focus-DETR, EViTPose, MrT5's gate | trained parts of detectors, pose and byte models |
+| SkipDecode | skips layers, not tokens; poor without fine-tuning |
+"""
+
 
 def row(file: Path) -> str:
     """The line of one method: the first sentence of its docstring, and the paper named there."""
@@ -37,4 +50,4 @@ def rows() -> list[str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(HEAD + "".join(rows()))
+    PAGE.write_text(HEAD + "".join(rows()) + TAIL)

@@ -3,7 +3,8 @@
 Authors' repository: KD-TAO/DyCoke; the rule follows the port in ModelTC/LightCompress. Frames come
 in groups of four. The first of a group is whole; the third is compared with the first, the second
 and fourth with the frame before. Compared cell by cell, the least similar tokens stay, the same
-share of each frame. (The method's second part, a KV cache that changes in decoding, is not here.)
+share of each frame. With `read` below 1, decode steps read that share of the visual KV entries,
+those the newest token attends to in one layer; the others stay stored and may return.
 
 Deviations: every group is treated alike, the last and an unfinished one too; the port leaves the
 last group half done, drops an odd last frame and fails below five frames (`compat="repo"`, where
@@ -15,6 +16,7 @@ the token it was compared with, or where that has left as well, into the one tha
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,10 +25,12 @@ from torch import Tensor
 
 from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer, per_item
+from mmtok.pruning.cache import CachePolicy
 from mmtok.pruning.frames import Clip, read_clip
 from mmtok.pruning.greedy import unit
 from mmtok.pruning.merging import Merge, joined, merge_per_item
 from mmtok.pruning.rank import apportion
+from mmtok.pruning.recall import VisualRecall
 from mmtok.pruning.salience import highest
 from mmtok.pruning.slots import most_alike
 from mmtok.pruning.work import Work
@@ -41,19 +45,33 @@ class DyCoke(Reducer):
 
     Attributes:
         merge: average the tokens that leave into those that stay, rather than dropping them.
+        read: share of visual KV entries that decode steps read behind `layer`; published: 0.3.
+        layer: the decoder layer whose attention chooses them.
         compat: "repo" for the groups as the port forms them.
     """
 
     keep: int | float = 0.475  # a quarter, and 30% of three quarters as published
     merge: bool = False
+    read: float = 1.0
+    layer: int = 3
     compat: Literal["paper", "repo"] = "paper"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.merge, bool):
             raise InputError(f"dycoke: merge must be True or False, got {self.merge!r}")
+        if not isinstance(self.read, int | float) or not 0 < self.read <= 1:
+            raise InputError(f"dycoke: read must be a number in (0, 1], got {self.read!r}")
+        if type(self.layer) is not int or self.layer < 0:
+            raise InputError(f"dycoke: layer must be an int >= 0, got {self.layer!r}")
         if self.compat not in ("paper", "repo"):
             raise InputError(f"dycoke: compat must be 'paper' or 'repo', got {self.compat!r}")
+
+    def in_cache(self, layers: int) -> CachePolicy | None:
+        """Read a share of what is stored, chosen anew when the attention turns elsewhere."""
+        if self.read == 1 or self.keeps_all:
+            return None
+        return VisualRecall(lambda n: max(math.floor(self.read * n + 0.5), 1), layer=self.layer)
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Keep, and with `merge` average, frame by frame."""

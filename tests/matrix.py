@@ -52,7 +52,10 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     "dart": (["dart(keep={keep})"], frozenset()),
     "divprune": (["divprune(keep={keep})"], frozenset()),
     "downsample": (["downsample(keep={keep})"], TILED),
-    "dycoke": (["dycoke(keep={keep})", "dycoke(keep={keep}, merge=True)"], frozenset()),
+    "dycoke": (
+        ["dycoke(keep={keep})", "dycoke(keep={keep}, merge=True, read=0.3, layer=1)"],
+        frozenset(),
+    ),
     "evs": (["evs(keep={keep})"], frozenset()),
     "expectedattention": (["expectedattention(keep={keep})"], frozenset()),
     "fastervlm": (

@@ -162,3 +162,19 @@ def test_coveragemax() -> None:
             assert torch.equal(got, allowed)
         else:
             assert torch.equal(got, tensors["output.indices"])
+
+
+def test_ragged_compaction() -> None:
+    """MrT5's hard deletion: the survivors of rows of different length, in order, then padding."""
+    for params, tensors in cases("mrt5_compact"):
+        keep = tensors["input.gate"][..., 0] > params["threshold"]
+        left = VisualTokens(features=tensors["input.hidden"]).gather(
+            [row.nonzero().squeeze(1) for row in keep]
+        )
+        counts = keep.sum(1)
+        want = tensors["output.mask"] == 0
+        # the reference keeps one slot of a row that loses everything; here nothing is left of it
+        want[counts == 0] = False
+        assert torch.equal(left.mask, want)
+        assert torch.equal(left.features[want], tensors["output.hidden"][want])
+        assert torch.equal(left.position[want][:, 2], tensors["output.positions"][want].long())
