@@ -151,6 +151,7 @@ SELECTORS = [spec for spec in BUDGETED if spec.split("(")[0] not in NOT_SELECTIN
 # Odd sizes on purpose: what does not divide is filled up, and cut back when decoding.
 PICTURES = ((3, 37, 23), (3, 16, 16), (3, 1, 50))
 CLIPS = ((5, 3, 20, 18), (1, 3, 9, 33))
+SOUNDS = ((1, 1000), (1, 641), (1, 1))
 
 TOKENIZERS: dict[str, tuple[list[str], tuple[tuple[int, ...], ...]]] = {
     "flextok": (["flextok(steps=2)", "flextok(steps=1, guidance=1.0, seed=1)"], PICTURES),
@@ -160,5 +161,6 @@ TOKENIZERS: dict[str, tuple[list[str], tuple[tuple[int, ...], ...]]] = {
         PICTURES + CLIPS,
     ),
     "titok": (["titok", "titok(seed=1)"], PICTURES),
+    "wavtokenizer": (["wavtokenizer", "wavtokenizer(seed=1)"], SOUNDS),
     "wetok": (["wetok", "wetok(generative=True, seed=1)"], PICTURES),
 }

@@ -1,0 +1,53 @@
+"""Codecs of sound and clips against vectors that the authors' code made with random weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmtok.tokenizers import wavtokenizer_net
+from tests.golden import needs_golden, tokenizer_cases
+
+pytestmark = needs_golden
+
+
+def assert_close(got: Tensor, want: Tensor, atol: float) -> None:
+    assert got.shape == want.shape
+    assert torch.allclose(got, want, atol=atol, rtol=0), float((got - want).abs().max())
+
+
+@pytest.mark.parametrize("name", ["wavtokenizer_small_75", "wavtokenizer_small_40"])
+@torch.no_grad()
+def test_wavtokenizer(name: str) -> None:
+    """Sizes follow from the published layout; so do latents, ids, features and samples."""
+    said, cases = tokenizer_cases(name)
+    state = wavtokenizer_net.published_names(cases[0][1])
+    config = wavtokenizer_net.inferred({k: tuple(w.shape) for k, w in state.items()}, name)
+    assert (config.ratios, config.n_fft) == (tuple(said["ratios"][::-1]), said["n_fft"])
+    network = wavtokenizer_net.WavTokenizerNetwork(config).eval()
+    network.load_state_dict(state)
+    for values, _ in cases:
+        latent = network.encoder(values["input.waveform"][:, None])
+        assert_close(latent, values["latent"], 3e-4)
+        done = network.quantize(latent.transpose(1, 2))
+        assert float(values["min_code_gap"]) > 1e-3
+        ids = values["codes"][0]
+        assert torch.equal(done.ids[..., 0], ids)
+        vectors = network.quantize.lookup(ids[..., None])
+        assert_close(vectors.transpose(1, 2), values["features"], 1e-5)
+        condition = int(values["input.bandwidth_id"])
+        assert_close(network.backbone(vectors, condition), values["backbone"], 1e-4)
+        sound = values["waveform"]
+        assert_close(network.decode(vectors, condition), sound, 1e-4 * float(sound.abs().max()))
+
+
+@torch.no_grad()
+def test_istft_head() -> None:
+    for values, weights in tokenizer_cases("istft_head")[1]:
+        n_fft, hop = int(values["input.n_fft"]), int(values["input.hop"])
+        head = wavtokenizer_net.Head(values["input.hidden"].shape[-1], n_fft, hop)
+        head.load_state_dict({k.removeprefix("head."): w for k, w in weights.items()})
+        spectrum = torch.view_as_complex(values["input.spec_real_imag"].contiguous())
+        assert_close(head.istft(spectrum), values["audio"], 2e-5)
+        assert_close(head(values["input.hidden"]), values["head_audio"], 2e-5)

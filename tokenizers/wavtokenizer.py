@@ -1,0 +1,108 @@
+"""WavTokenizer: speech and music as 40 or 75 tokens of one codebook a second (arXiv 2408.16532).
+
+Authors' code: github.com/jishengpeng/WavTokenizer, MIT. Strided convolutions and an LSTM encode
+24 kHz mono; the nearest of 4,096 vectors is the token; a decoder with attention over the whole
+recording makes magnitudes and phases of Fourier frames, whose overlap-add is the sound.
+
+Deviations: decoding gives exactly as many samples as there were, not whole hops; a batch is never
+padded, since attention and group norms of the decoder would hear the padding; samples stay within
+[-1, 1]. The decoder's norms take their first condition, as the authors' do outside of training.
+
+Nothing streams: the last layer of the encoder and all of the decoder look at both sides. Of fewer
+tokens than all, the beginning is decoded and silence follows.
+
+Published .ckpt files are read as they are: every size follows from the shapes of their weights. The
+unused decoder of another codec and the discriminators in them are dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmtok.codes import Codebook
+from mmtok.errors import InputError
+from mmtok.tokenizers.base import Taxonomy, Tokenizer
+from mmtok.tokenizers.network import Networked, find_weights, own_config, read_weights
+from mmtok.tokenizers.wavtokenizer_net import (
+    WavTokenizerConfig,
+    WavTokenizerNetwork,
+    inferred,
+    published_names,
+)
+
+_PUBLISHED = "feature_extractor."
+
+
+@dataclass(frozen=True, kw_only=True)
+class WavTokenizer(Networked, Tokenizer):
+    """A recording as one token per hop.
+
+    Attributes:
+        weights: folder or file of weights; None: a small random model.
+        seed: of the random model.
+    """
+
+    modalities: ClassVar[tuple[str, ...]] = ("audio",)
+    taxonomy: ClassVar[Taxonomy] = Taxonomy(
+        coder="cnn+rnn", quantiser="vq", training="joint+gan", streamable=False, domain="general"
+    )
+
+    weights: str | None = None
+    seed: int = 0
+
+    @property
+    def sample_rate(self) -> int:
+        """24,000 Hz, in all published models."""
+        return 24000
+
+    @cached_property
+    def config(self) -> WavTokenizerConfig:
+        """From mmtok's config.json, else from the shapes of the weights.
+
+        Raises:
+            InputError: neither tells.
+        """
+        if self.weights is None:
+            return WavTokenizerConfig()
+        file = find_weights(self.weights)
+        own = own_config(WavTokenizerConfig, file)
+        if own is not None:
+            return own
+        state = self.published(read_weights(file))
+        return inferred({name: tuple(w.shape) for name, w in state.items()}, str(file))
+
+    def build(self) -> nn.Module:
+        """The network of `config`."""
+        return WavTokenizerNetwork(self.config)
+
+    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Encoder, codebook and decoder under their short names, weight norms folded."""
+        if any(name.startswith(_PUBLISHED) for name in state):
+            return published_names(state)
+        return state
+
+    @property
+    def codebook(self) -> Codebook:
+        """One codebook."""
+        return Codebook(kind="vq", sizes=(self.config.entries,))
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(hops,), the last one begun counts."""
+        if shape[0] != 1:
+            raise InputError(f"wavtokenizer takes mono, got shape {shape}")
+        return (-(-shape[1] // self.config.hop),)
+
+    def encode_batch(self, media: Tensor) -> Tensor:
+        """Ids (B, K, 1) of (B, 1, S)."""
+        ids: Tensor = self.network.quantize(self.network.encoder(media).transpose(1, 2)).ids
+        return ids
+
+    def decode_batch(self, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Recordings (B, 1, S) of ids (B, k, 1)."""
+        made: Any = self.network.decode(self.network.quantize.lookup(ids)).clamp(-1, 1)
+        return F.pad(made, (0, max(0, shape[1] - made.shape[1])))[:, None, : shape[1]]
