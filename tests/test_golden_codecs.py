@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmtok.tokenizers import wavtokenizer_net
+from mmtok.tokenizers import cvivit_net, wavtokenizer_net
+from mmtok.tokenizers.methods import cvivit
 from tests.golden import needs_golden, tokenizer_cases
 
 pytestmark = needs_golden
@@ -51,3 +52,34 @@ def test_istft_head() -> None:
         spectrum = torch.view_as_complex(values["input.spec_real_imag"].contiguous())
         assert_close(head.istft(spectrum), values["audio"], 2e-5)
         assert_close(head(values["input.hidden"]), values["head_audio"], 2e-5)
+
+
+@torch.no_grad()
+def test_cvivit() -> None:
+    """Step by step, what the authors' modules give at once with the axes put right."""
+    said, cases = tokenizer_cases("cvivit")
+    state = cvivit.published_names(cases[0][1])
+    config = cvivit.inferred({k: tuple(w.shape) for k, w in state.items()}, "cvivit")
+    assert (config.patch, config.span) == (said["patch"], said["temporal_patch"])
+    network = cvivit_net.CViViTNetwork(config).eval()
+    network.load_state_dict(state)
+    for values, _ in cases:
+        clip, side = values["input.video"].transpose(1, 2), said["image"] // said["patch"]
+        memory = network.start(side, side)
+        steps = [clip[:, :1], *clip[:, 1:].split(config.span, dim=1)]
+        features = torch.stack([network.encode_step(step, memory) for step in steps], dim=1)
+        assert_close(features, values["features_causal"], 5e-5)
+        assert (features - values["features_reference_code"]).abs().max() > 1  # sees the future
+        flat = features.flatten(1, 3)
+        sure = (network.vq.project_in(flat).abs() > 1e-4).all(-1)
+        assert sure.float().mean() > 0.99
+        ids = values["indices"][..., None]
+        assert torch.equal(network.vq.ids(flat)[sure], ids[sure])
+        vectors = network.vq.lookup(ids)
+        assert_close(vectors, values["quantized"], 1e-5)
+        memory = network.start(side, side)
+        made = [
+            network.decode_step(step.unflatten(1, (side, side)), memory)
+            for step in vectors.split(side**2, dim=1)
+        ]
+        assert_close(torch.cat(made, dim=1).transpose(1, 2), values["recon_causal"], 2e-4)
