@@ -156,6 +156,13 @@ SOUNDS = ((1, 1000), (1, 641), (1, 1))
 TOKENIZERS: dict[str, tuple[list[str], tuple[tuple[int, ...], ...]]] = {
     "cvivit": (["cvivit", "cvivit(seed=1)"], PICTURES + CLIPS),
     "flextok": (["flextok(steps=2)", "flextok(steps=1, guidance=1.0, seed=1)"], PICTURES),
+    "hf_audio": (
+        [
+            *("hf_audio(family='dac')", "hf_audio(family='encodec', codebooks=2)"),
+            "hf_audio(family='mimi', codebooks=3, seed=1)",
+        ],
+        SOUNDS,
+    ),
     "hf_vq": (["hf_vq(family='janus')", "hf_vq(family='emu3', seed=1)"], PICTURES),
     "patchify": (
         ["patchify", "patchify(patch=1)", "patchify(patch=5, frames=2, levels=7)"],
