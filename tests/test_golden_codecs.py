@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmtok.tokenizers import cvivit_net, wavtokenizer_net
-from mmtok.tokenizers.methods import cvivit
+from mmtok.tokenizers.methods import cvivit, wavtokenizer
 from tests.golden import needs_golden, tokenizer_cases
 
 pytestmark = needs_golden
@@ -23,8 +23,8 @@ def assert_close(got: Tensor, want: Tensor, atol: float) -> None:
 def test_wavtokenizer(name: str) -> None:
     """Sizes follow from the published layout; so do latents, ids, features and samples."""
     said, cases = tokenizer_cases(name)
-    state = wavtokenizer_net.published_names(cases[0][1])
-    config = wavtokenizer_net.inferred({k: tuple(w.shape) for k, w in state.items()}, name)
+    state = wavtokenizer.published_names(cases[0][1])
+    config = wavtokenizer.inferred({k: tuple(w.shape) for k, w in state.items()}, name)
     assert (config.ratios, config.n_fft) == (tuple(said["ratios"][::-1]), said["n_fft"])
     network = wavtokenizer_net.WavTokenizerNetwork(config).eval()
     network.load_state_dict(state)

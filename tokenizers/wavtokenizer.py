@@ -17,6 +17,8 @@ unused decoder of another codec and the discriminators in them are dropped.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -28,14 +30,10 @@ from mmtok.codes import Codebook
 from mmtok.errors import InputError
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
 from mmtok.tokenizers.network import Networked, find_weights, own_config, read_weights
-from mmtok.tokenizers.wavtokenizer_net import (
-    WavTokenizerConfig,
-    WavTokenizerNetwork,
-    inferred,
-    published_names,
-)
+from mmtok.tokenizers.wavtokenizer_net import WavTokenizerConfig, WavTokenizerNetwork
 
 _PUBLISHED = "feature_extractor."
+_BOOK = "feature_extractor.encodec.quantizer.vq.layers.0._codebook."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +104,57 @@ class WavTokenizer(Networked, Tokenizer):
         """Recordings (B, 1, S) of ids (B, k, 1)."""
         made: Any = self.network.decode(self.network.quantize.lookup(ids)).clamp(-1, 1)
         return F.pad(made, (0, max(0, shape[1] - made.shape[1])))[:, None, : shape[1]]
+
+
+def inferred(shapes: Mapping[str, tuple[int, ...]], source: str) -> WavTokenizerConfig:
+    """The configuration behind shapes of published weights, after `published_names`.
+
+    Raises:
+        InputError: they are of another model.
+    """
+    layers = sum(name.endswith(".gamma") for name in shapes)
+    # Every third layer is a convolution that strides, but for the last one.
+    kernels = [shapes[name] for i in range(1, 9) if (name := f"encoder.{3 * i}.weight") in shapes]
+    try:
+        return WavTokenizerConfig(
+            filters=shapes["encoder.0.weight"][0],
+            ratios=tuple(kernel[2] // 2 for kernel in kernels[:-1]),
+            latent=shapes["quantize.layers.layers.0._codebook.embed"][2],
+            entries=shapes["quantize.layers.layers.0._codebook.embed"][1],
+            width=shapes["backbone.embed.weight"][0],
+            hidden=shapes["backbone.convnext.0.pwconv1.weight"][0],
+            layers=layers,
+            conditions=shapes["backbone.norm.scale.weight"][0],
+            n_fft=shapes["head.istft.window"][0],
+        )
+    except (KeyError, IndexError):
+        raise InputError(f"{source}: no weights of WavTokenizer") from None
+
+
+def published_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Encoder, codebook, backbone and head of a published checkpoint; the rest is dropped.
+
+    Weight normalisation, under its old or its new name, becomes one plain weight.
+    """
+    found: dict[str, Tensor] = {}
+    for name, weight in state.items():
+        if name.startswith(_BOOK):
+            part = name.removeprefix(_BOOK).replace("inited", "initted")
+            value = weight.reshape(()).bool() if part == "initted" else weight[None]
+            found[f"quantize.layers.layers.0._codebook.{part}"] = value
+        elif name.startswith(("backbone.", "head.")):
+            found[name] = weight
+        elif name.startswith("feature_extractor.encodec.encoder.model."):
+            short = name.removeprefix("feature_extractor.encodec.").replace(
+                "encoder.model.", "encoder."
+            )
+            short = short.replace(".conv.conv.", ".")
+            short = short.replace("parametrizations.weight.original0", "weight_g")
+            found[short.replace("parametrizations.weight.original1", "weight_v")] = weight
+    for name in [name for name in found if name.endswith("weight_g")]:
+        length, direction = found.pop(name), found.pop(re.sub("_g$", "_v", name), None)
+        if direction is None or direction.ndim != 3:
+            raise InputError(f"{name}: a length without its direction")
+        norm = direction.norm(dim=(1, 2), keepdim=True)
+        found[name.removesuffix("_g")] = direction * (length / norm)
+    return found

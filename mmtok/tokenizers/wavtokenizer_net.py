@@ -1,14 +1,12 @@
 """The networks of WavTokenizer: convolutions and an LSTM in, attention and Fourier frames out.
 
-Names follow the published weights, shortened by `published_names`. Weight normalisation is folded
-into the weights when they are loaded.
+Names follow the published weights, shortened where those are loaded; there, weight normalisation is
+folded into the weights.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +17,6 @@ from mmtok.errors import InputError
 from mmtok.tokenizers.quantizers import VQ
 
 _LOUDEST = 100.0  # of one bin of a frame: an untrained head would overflow
-_BOOK = "feature_extractor.encodec.quantizer.vq.layers.0._codebook."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,60 +58,6 @@ class WavTokenizerConfig:
     def hop(self) -> int:
         """Samples per token."""
         return math.prod(self.ratios)
-
-
-def inferred(shapes: Mapping[str, tuple[int, ...]], source: str) -> WavTokenizerConfig:
-    """The configuration behind shapes of published weights, after `published_names`.
-
-    Raises:
-        InputError: they are of another model.
-    """
-    layers = sum(name.endswith(".gamma") for name in shapes)
-    # Every third layer is a convolution that strides, but for the last one.
-    kernels = [shapes[name] for i in range(1, 9) if (name := f"encoder.{3 * i}.weight") in shapes]
-    try:
-        return WavTokenizerConfig(
-            filters=shapes["encoder.0.weight"][0],
-            ratios=tuple(kernel[2] // 2 for kernel in kernels[:-1]),
-            latent=shapes["quantize.layers.layers.0._codebook.embed"][2],
-            entries=shapes["quantize.layers.layers.0._codebook.embed"][1],
-            width=shapes["backbone.embed.weight"][0],
-            hidden=shapes["backbone.convnext.0.pwconv1.weight"][0],
-            layers=layers,
-            conditions=shapes["backbone.norm.scale.weight"][0],
-            n_fft=shapes["head.istft.window"][0],
-        )
-    except (KeyError, IndexError):
-        raise InputError(f"{source}: no weights of WavTokenizer") from None
-
-
-def published_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Encoder, codebook, backbone and head of a published checkpoint; the rest is dropped.
-
-    Weight normalisation, under its old or its new name, becomes one plain weight.
-    """
-    found: dict[str, Tensor] = {}
-    for name, weight in state.items():
-        if name.startswith(_BOOK):
-            part = name.removeprefix(_BOOK).replace("inited", "initted")
-            value = weight.reshape(()).bool() if part == "initted" else weight[None]
-            found[f"quantize.layers.layers.0._codebook.{part}"] = value
-        elif name.startswith(("backbone.", "head.")):
-            found[name] = weight
-        elif name.startswith("feature_extractor.encodec.encoder.model."):
-            short = name.removeprefix("feature_extractor.encodec.").replace(
-                "encoder.model.", "encoder."
-            )
-            short = short.replace(".conv.conv.", ".")
-            short = short.replace("parametrizations.weight.original0", "weight_g")
-            found[short.replace("parametrizations.weight.original1", "weight_v")] = weight
-    for name in [name for name in found if name.endswith("weight_g")]:
-        length, direction = found.pop(name), found.pop(re.sub("_g$", "_v", name), None)
-        if direction is None or direction.ndim != 3:
-            raise InputError(f"{name}: a length without its direction")
-        norm = direction.norm(dim=(1, 2), keepdim=True)
-        found[name.removesuffix("_g")] = direction * (length / norm)
-    return found
 
 
 class WavTokenizerNetwork(nn.Module):
