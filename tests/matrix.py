@@ -164,6 +164,7 @@ TOKENIZERS: dict[str, tuple[list[str], tuple[tuple[int, ...], ...]]] = {
         SOUNDS,
     ),
     "hf_vq": (["hf_vq(family='janus')", "hf_vq(family='emu3', seed=1)"], PICTURES),
+    "karl": (["karl(threshold=0.5)", "karl(error=0.2, threshold=0.48, seed=1)"], PICTURES),
     "patchify": (
         ["patchify", "patchify(patch=1)", "patchify(patch=5, frames=2, levels=7)"],
         PICTURES + CLIPS,

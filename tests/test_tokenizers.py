@@ -12,7 +12,7 @@ from mmtok.codes import Codes, check_shape
 from mmtok.errors import InputError
 from mmtok.io.mmt import read_codes, write_codes
 from mmtok.tokenizers import Tokenizer, build, registry
-from mmtok.tokenizers.base import digest
+from mmtok.tokenizers.digest import digest
 from tests.matrix import TOKENIZERS
 
 ROWS = [

@@ -8,8 +8,6 @@ give one by one, down to the last near-tie.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from mmtok.codes import Codebook, Codes, check_shape
 from mmtok.errors import InputError
+from mmtok.tokenizers.digest import digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +65,8 @@ class Tokenizer(ABC):
             token: at `time_start` frames or samples and every `time_stride` after that.
         nested: made so that fewer tokens give the same media with less detail.
         adaptive: chooses by itself how many tokens an item gets.
+        sparse: keeps any tokens of the grid, not the first ones; `encode_batch` then gives the
+            whole grid, with -1 for what is dropped, and the codes say which places were kept.
     """
 
     modalities: ClassVar[tuple[str, ...]]
@@ -73,6 +74,7 @@ class Tokenizer(ABC):
     causal: ClassVar[bool] = False
     nested: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
+    sparse: ClassVar[bool] = False
 
     @property
     def sample_rate(self) -> int | None:
@@ -119,6 +121,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode_batch(self, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Media (B, *shape) from ids (B, k, Q): the first k tokens of the grid, maybe not all."""
+
+    def decode_places(self, ids: Tensor, places: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """As `decode_batch`, of ids that stand at `places` (B, k) of the grid, ascending."""
+        return self.decode_batch(ids, shape)
 
     def encoder_state(self) -> Stream:
         """A new stream that encodes one item piece by piece.
@@ -196,8 +202,13 @@ class Tokenizer(ABC):
             made = self.encode_batch(torch.stack([items[i] for i in group]))
             for i, row in zip(group, made, strict=True):
                 ids[i] = row
+        places = None
+        if self.sparse:
+            places = [(row[:, 0] >= 0).nonzero()[:, 0] for row in ids]
+            ids = [row[kept] for row, kept in zip(ids, places, strict=True)]
         codes = Codes(
             ids=ids,
+            positions=places,
             codebook=self.codebook,
             tokenizer=self.spec,
             tokenizer_hash=self.tokenizer_hash,
@@ -225,12 +236,14 @@ class Tokenizer(ABC):
         """
         self._check_codes(codes)
         keys = list(zip(codes.shapes, codes.counts, strict=True))
+        places = codes.positions or [torch.arange(count) for count in codes.counts]
         media: list[Tensor] = [torch.empty(0)] * len(keys)
         for group in batches(keys, batch_size):
-            shape = codes.shapes[group[0]]
-            made = self.decode_batch(
-                torch.stack([codes.ids[i].to(self.device) for i in group]), shape
+            ids, kept = (
+                torch.stack([part[i].to(self.device) for i in group])
+                for part in (codes.ids, places)
             )
+            made = self.decode_places(ids, kept, codes.shapes[group[0]])
             for i, item in zip(group, made, strict=True):
                 media[i] = item
         return media
@@ -257,7 +270,7 @@ class Tokenizer(ABC):
             )
         if codes.codebook != self.codebook:
             raise InputError(f"these codes use another codebook than {self.spec}")
-        if codes.positions is not None:
+        if codes.positions is not None and not self.sparse:
             raise InputError(f"{self.name} decodes the first tokens of an item, not any of them")
         for place, (shape, grid) in enumerate(zip(codes.shapes, codes.grids, strict=True)):
             if check_shape(shape) not in self.modalities or self.grid(shape) != grid:
@@ -280,13 +293,3 @@ def batches(keys: Sequence[Any], size: int) -> Iterator[list[int]]:
     for same in places.values():
         for start in range(0, len(same), size):
             yield same[start : start + size]
-
-
-def digest(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of settings (plain values) and of weights: names, types, shapes and values."""
-    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, weight in sorted(weights.items()):
-        data = weight.detach().cpu().contiguous()
-        found.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
-        found.update(data.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
