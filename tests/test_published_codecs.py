@@ -132,6 +132,9 @@ def test_hf_audio(family: str, some: int, tmp_path: Path) -> None:
     assert torch.allclose(got[:, : want.shape[1]], want, atol=1e-6)
     assert got.shape == (1, 160)
     assert loaded.tokenizer_hash != few.tokenizer_hash
+    one = HFAudio(family=family, weights=str(tmp_path), codebooks=1)
+    assert torch.equal(one.encode(sounds).ids[1], codes.ids[1][:, :1])
+    assert one.decode(one.encode(sounds))[1].shape == sounds[1].shape
     assert "weights" not in few.spec
     with pytest.raises(InputError, match="codebooks must be"):
         HFAudio(family=family, codebooks=99).encode(sounds)

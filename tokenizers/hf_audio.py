@@ -5,9 +5,9 @@ stock classes, loaded by their own `from_pretrained` from safetensors; a weight 
 of another shape is refused, where the stock loader would make one up.
 
 What is added from outside: recordings are never padded to the longest of a batch, which changes
-ids of DAC, whose class takes no mask, and of EnCodec; DAC gets whole hops, as from its own feature
-extractor; decoding gives exactly as many samples as there were, within [-1, 1]. Every codebook is
-used unless `codebooks` says otherwise: the first ones carry most.
+ids of DAC, whose class takes no mask; DAC gets whole hops, as from its own feature extractor;
+decoding gives exactly as many samples as there were, within [-1, 1]. Every codebook is used unless
+`codebooks` says otherwise: the first ones carry most.
 
 Not offered: EnCodec's 48 kHz model, whose loudness per chunk is no code, and Mimi's streaming. Of
 fewer tokens than all, the beginning is decoded and silence follows.
@@ -249,7 +249,7 @@ class HFAudio(Networked, Tokenizer):
         most = int(getattr(self.config, self._facts.count))
         if self.codebooks is None:
             return most
-        least = 1 + int(getattr(self.config, "num_semantic_quantizers", 0))
+        least = int(getattr(self.config, "num_semantic_quantizers", 1))
         if type(self.codebooks) is not int or not least <= self.codebooks <= most:
             raise InputError(
                 f"hf_audio: codebooks must be {least} to {most}, got {self.codebooks!r}"
