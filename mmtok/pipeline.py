@@ -23,7 +23,7 @@ from mmtok.accounting.scopes import Meter
 from mmtok.accounting.timing import StageTimer
 from mmtok.errors import InputError
 from mmtok.io.image import load_image, to_rgb
-from mmtok.io.video import Clip, load_video
+from mmtok.io.video import Clip, check_sampling, load_video
 from mmtok.models.lvlm import LIST_FPS, LVLM, Prompt
 from mmtok.models.reduced import rerouted
 from mmtok.models.reduction import Reduction
@@ -179,6 +179,7 @@ class Pipeline:
 def _read(prompt: Any, frames: int | None = None, fps: float | None = None) -> Prompt:
     """A prompt with its files decoded and its pictures in RGB."""
     images, videos, text = prompt
+    check_sampling(frames, fps)
     for name, media in (("images", images), ("videos", videos)):
         if media is not None and not isinstance(media, list | tuple):
             raise InputError(f"{name} must be a list of paths or pictures, got {media!r}")

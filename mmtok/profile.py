@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PREFILL = ("reduce.score", "reduce.select", "prefill")
 """Stages that stand against the baseline's prefill: what reduces it is charged to it."""
+BEFORE_DECODING = "before decoding"
+"""Their sum, run by run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,8 @@ class Profile:
         reduced: with the reducers.
         ratio: baseline / reduced of {"prefill_ms", "total_ms", "flops", "predicted"}.
             `prefill_ms` compares the prefill with prefill + scoring + selection; `predicted` is
-            the same ratio of counted FLOPs; `flops` and `total_ms` are of the whole run.
+            the same ratio of counted FLOPs; `flops` and `total_ms` are of the whole run. Times
+            are medians of what each run took.
         spread: side -> stage -> {"median", "p10", "p90", "n"} milliseconds on the device.
         energy_j: side -> joule of one run, on a GPU whose counter can be read, else None.
         machine: where it was measured.
@@ -66,7 +69,7 @@ class Profile:
         for side, account in (("baseline", self.baseline), ("reduced", self.reduced)):
             parts += [f"{side}: {account.meta['reduce']}", account.table()]
         lines = [["ms", "median", "p10", "p90", "reduced", "p10", "p90"]]
-        for stage in (*(row.stage for row in self.reduced.stages), "total"):
+        for stage in (*(row.stage for row in self.reduced.stages), BEFORE_DECODING, "total"):
             sides = [self.spread[side].get(stage, {}) for side in ("baseline", "reduced")]
             cells = [s.get(name) for s in sides for name in ("median", "p10", "p90")]
             lines.append([stage, *("" if x is None else f"{x:.2f}" for x in cells)])
@@ -130,6 +133,7 @@ def profile(
         device=lvlm.device,
         warmup=warmup,
         repeats=repeats,
+        sums={BEFORE_DECODING: PREFILL},
     )
     sides = {
         side: _with_medians(ledger(lvlm, pipe.spec, *last[side], counts[side]), stats[side])
@@ -137,7 +141,7 @@ def profile(
     }
     return Profile(
         **sides,
-        ratio=_ratios(sides["baseline"], sides["reduced"]),
+        ratio=_ratios(sides["baseline"], sides["reduced"], stats),
         spread={side: _spread(stats[side]) for side in pipes},
         energy_j={side: _energy(lvlm.device, variant(side)) for side in pipes},
         machine=machine(lvlm.device),
@@ -175,19 +179,23 @@ def _with_medians(account: Ledger, stats: Mapping[str, StageStats]) -> Ledger:
     return replace(account, stages=[median(row) for row in account.stages])
 
 
-def _ratios(baseline: Ledger, reduced: Ledger) -> dict[str, float]:
-    def ratio(name: str, stages: Sequence[str] | None = None) -> float:
-        sums = [
-            sum(getattr(r, name) or 0 for r in side.stages if stages is None or r.stage in stages)
-            for side in (baseline, reduced)
-        ]
-        return float(sums[0] / sums[1])
+def _ratios(
+    baseline: Ledger, reduced: Ledger, stats: Mapping[str, Mapping[str, StageStats]]
+) -> dict[str, float]:
+    """Baseline over reduced: FLOPs from the ledgers, times as medians of what each run took."""
+
+    def flops(side: Ledger, stages: Sequence[str] | None = None) -> int:
+        return sum(r.flops or 0 for r in side.stages if stages is None or r.stage in stages)
+
+    def times(stage: str) -> float:
+        both = (stats[side][stage].device_ms.median for side in ("baseline", "reduced"))
+        return next(both) / next(both)
 
     return {
-        "prefill_ms": ratio("device_ms", PREFILL),
-        "total_ms": ratio("device_ms"),
-        "flops": ratio("flops"),
-        "predicted": ratio("flops", PREFILL),
+        "prefill_ms": times(BEFORE_DECODING),
+        "total_ms": times("total"),
+        "flops": flops(baseline) / flops(reduced),
+        "predicted": flops(baseline, PREFILL) / flops(reduced, PREFILL),
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -114,7 +115,7 @@ class Registry:
             InputError: an unknown method or argument.
         """
         method = self.get(name)
-        known = list(getattr(method, "__dataclass_fields__", {}))
+        known = [field.name for field in fields(method)] if is_dataclass(method) else []
         for argument in arguments:
             if argument not in known:
                 raise InputError(unknown(f"argument of {name}", argument, known))

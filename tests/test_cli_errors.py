@@ -114,6 +114,17 @@ def test_sampling(options, tmp_path, refused):
     assert options[0][2:] in refused("run", file, "--text", "what?", *DUMMY, *options)
 
 
+@pytest.mark.parametrize("options", [("--frames", "0"), ("--fps", "0"), ("--seed", "-1")])
+def test_options_are_checked_whatever_the_media(options, tmp_path, refused):
+    noise(40, 40).save(file := tmp_path / "good.png")
+    assert "got" in (line := refused("run", file, "--text", "hi", *DUMMY, *options)) or "0" in line
+
+
+def test_text_that_is_no_unicode(tmp_path, refused):
+    noise(40, 40).save(file := tmp_path / "good.png")
+    assert "not valid Unicode" in refused("run", file, "--text", "\ud800", *DUMMY)
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

@@ -9,6 +9,7 @@ from PIL import Image
 import mmtok
 import mmtok.profile as profile_module
 from mmtok.accounting.ledger import Ledger, Stage
+from mmtok.accounting.timing import StageStats, StageTime, Stats, measure
 from mmtok.profile import _ratios, profile
 
 
@@ -29,11 +30,37 @@ def test_ratios_charge_the_selection_to_the_reduced_prefill():
             Stage("decode", flops=50, device_ms=20.0),
         ]
     )
-    ratios = _ratios(baseline, reduced)
-    assert ratios["prefill_ms"] == 60 / (15 + 2 + 3)
+    one = {"n": 1, "p10": 0.0, "p90": 0.0}
+    stats = {
+        side: {name: StageStats(*[Stats(median=ms, **one)] * 2, None) for name, ms in times.items()}
+        for side, times in {
+            "baseline": {"before decoding": 60.0, "total": 100.0},
+            "reduced": {"before decoding": 20.0, "total": 50.0},
+        }.items()
+    }
+    ratios = _ratios(baseline, reduced, stats)
+    assert ratios["prefill_ms"] == 60 / 20
     assert ratios["predicted"] == 1000 / (200 + 20 + 30)
     assert ratios["total_ms"] == 100 / 50
     assert ratios["flops"] == 1200 / 400
+
+
+def test_sums_are_taken_run_by_run(monkeypatch):
+    """A run slow in one stage and a run slow in another make no fast run together."""
+    runs = iter([(1, 9), (9, 1), (9, 9)])
+
+    class Timer:
+        def __init__(self, device):
+            first, second = next(runs)
+            self.seen = {"a": StageTime(first, first), "b": StageTime(second, second)}
+
+        def times(self):
+            return self.seen
+
+    monkeypatch.setattr("mmtok.accounting.timing.StageTimer", Timer)
+    made = measure({"x": lambda timer: None}, warmup=0, repeats=3, sums={"both": ["a", "b"]})["x"]
+    assert made["both"].device_ms.median == made["total"].device_ms.median == 10
+    assert made["a"].device_ms.median == made["b"].device_ms.median == 9
 
 
 @pytest.fixture(scope="module")

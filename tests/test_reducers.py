@@ -129,7 +129,8 @@ def test_the_canonical_spec_builds_the_same_object(spec: str) -> None:
     ("spec", "message"),
     [
         ("todr(keep=3)", "did you mean 'todre'"),
-        ("todre(kep=3)", "did you mean 'keep'"),
+        ("todre(kep=3)", "did you mean 'keep'\\? known: keep, rule"),
+        ("todre(needs=1)", "unknown argument of todre 'needs'"),
         ("todre(0.1)", "cannot read spec"),
         ("todre(keep=0.1", "cannot read spec"),
         ("todre(keep=open('x'))", "cannot read spec"),

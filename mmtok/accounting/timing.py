@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +130,7 @@ def measure(
     warmup: int = 3,
     repeats: int = 10,
     seed: int = 0,
+    sums: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, dict[str, StageStats]]:
     """Run the variants in turn, in balanced random order, and summarise each of their stages.
 
@@ -142,9 +143,11 @@ def measure(
         warmup: rounds that are run and thrown away.
         repeats: rounds that are kept.
         seed: of the order.
+        sums: name -> stages whose times are added up run by run, under that name.
 
     Returns:
-        variant -> stage -> statistics. The stage "total" is the sum of the stages of one run.
+        variant -> stage -> statistics. The stage "total" is the sum of the stages of one run; a
+        median of sums, not the sum of medians.
     """
     order = list(variants)
     draw = random.Random(seed)
@@ -159,15 +162,18 @@ def measure(
             variants[name](timer)
             times = timer.times()
             if turn >= warmup:
-                samples[name].append(times | {"total": _total(times)})
+                parts = {"total": list(times)} | dict(sums or {})
+                added = {part: _total(times, stages) for part, stages in parts.items()}
+                samples[name].append(times | added)
     return {name: _statistics(runs) for name, runs in samples.items()}
 
 
-def _total(times: Mapping[str, StageTime]) -> StageTime:
-    peaks = [t.peak_mib for t in times.values() if t.peak_mib is not None]
+def _total(times: Mapping[str, StageTime], stages: Sequence[str]) -> StageTime:
+    some = [times[stage] for stage in stages if stage in times]
+    peaks = [t.peak_mib for t in some if t.peak_mib is not None]
     return StageTime(
-        sum(t.device_ms for t in times.values()),
-        sum(t.host_ms for t in times.values()),
+        sum(t.device_ms for t in some),
+        sum(t.host_ms for t in some),
         max(peaks) if peaks else None,
     )
 

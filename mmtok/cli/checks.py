@@ -45,8 +45,9 @@ def read_media(
         InputError: a file cannot be read, or `frames` and `fps` make no sense.
     """
     from mmtok.io.image import load_image
-    from mmtok.io.video import is_video, load_video
+    from mmtok.io.video import check_sampling, is_video, load_video
 
+    check_sampling(frames, fps)
     kinds = [is_video(path) for path in paths]
     images = [load_image(path) for path, video in zip(paths, kinds, strict=True) if not video]
     clips = [

@@ -79,6 +79,7 @@ def demo(
     for name in ("all tokens", "todre"):
         say(f"ledger of the scene's last question, {name}\n")
         say(found["scene"].results[name].ledger.table())
+    say("one run each is no measurement of time: see `mmtok profile`\n")
     pictures = _pictures(pipes, found, out)
     say("wrote " + " and ".join(str(picture) for picture in pictures))
     if as_json:
@@ -121,7 +122,7 @@ def _ask(pipes: dict[str, Pipeline], sample: Sample) -> Shown:
     for number, (text, _) in enumerate(sample.questions):
         given = {}
         for name, pipe in pipes.items():
-            last = number == len(sample.questions) - 1  # by then the process is warm
+            last = number == len(sample.questions) - 1
             result = pipe.generate(images, text, clips, max_new_tokens=8, count=last)
             given[name] = result.text
             results[name] = result
@@ -139,10 +140,10 @@ def _answers(shown: Shown) -> str:
 def _costs(shown: Shown) -> str:
     from mmtok.accounting.ledger import si
 
-    lines = [["", "visual tokens", "FLOPs", "ms", "KV bytes"]]
+    lines = [["", "visual tokens", "FLOPs", "KV bytes"]]
     for name, result in shown.results.items():
         total, tokens = result.ledger.total, result.ledger.meta["visual_tokens"]["out"]
-        cells = (si(total.flops or 0), f"{total.host_ms:.1f}", f"{total.kv_bytes:,}")
+        cells = (si(total.flops or 0), f"{total.kv_bytes:,}")
         lines.append([name, str(tokens), *cells])
     return render(lines, numbers=False)
 

@@ -140,15 +140,24 @@ def is_video(path: str | PathLike[str]) -> bool:
     return file.suffix.lower() in _SUFFIXES.split(" ")
 
 
-def _check_arguments(
-    frames: int | None, fps: float | None, max_frames: int, backend: Backend
-) -> None:
+def check_sampling(frames: int | None, fps: float | None) -> None:
+    """Refuse a way of sampling frames that makes no sense, whether there is a video or not.
+
+    Raises:
+        InputError: both are given, or one is not positive.
+    """
     if frames is not None and fps is not None:
         raise InputError(f"frames={frames} and fps={fps}: expected one of them, not both")
     if frames is not None and frames < 1:
         raise InputError(f"frames={frames}: expected at least 1")
     if fps is not None and not 0 < fps < float("inf"):
         raise InputError(f"fps={fps}: expected a positive number of frames per second")
+
+
+def _check_arguments(
+    frames: int | None, fps: float | None, max_frames: int, backend: Backend
+) -> None:
+    check_sampling(frames, fps)
     if max_frames < 1:
         raise InputError(f"max_frames={max_frames}: expected at least 1")
     if backend not in ("auto", "decord", "pyav"):

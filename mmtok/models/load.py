@@ -89,6 +89,8 @@ def load(
         raise InputError(f"dtype must be auto, {', '.join(_DTYPES)}; got {dtype!r}")
     if dtype == "auto" and where.type == "cpu":
         dtype = "float32"
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed must be an int from 0 to 2**63 - 1, got {seed}")
     options: dict[str, Any] = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -202,7 +204,8 @@ def _clear_errors(name: str) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
+        said = first_line(error).rstrip(".")
         raise InputError(
-            f"cannot load {name!r}: {first_line(error)} Check the name and the network, or give "
+            f"cannot load {name!r}: {said}. Check the name and the network, or give "
             "a local folder with config.json, .safetensors and processor files."
         ) from error

@@ -101,6 +101,9 @@ class LVLM:
             ]
         images = [images for images, _ in media] if any(i for i, _ in media) else None
         clips = [clip for _, clips in media for clip in clips]
+        for _, _, text in prompts:
+            if text.encode("utf-8", "ignore").decode() != text:
+                raise InputError(f"the text {text[:40]!r} is not valid Unicode")
         bos = self.processor.tokenizer.bos_token
         try:
             texts = [
