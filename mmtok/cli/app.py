@@ -13,8 +13,18 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from mmtok.cli import decode, demo, encode, inspect, listing, plan, profile, run
-from mmtok.cli import eval as evaluation
+from mmtok.cli import (
+    decode,
+    demo,
+    encode,
+    eval as evaluation,
+    inspect,
+    listing,
+    plan,
+    preprocess,
+    profile,
+    run,
+)
 from mmtok.cli.output import say
 from mmtok.errors import InputError
 
@@ -43,6 +53,7 @@ app.command("plan")(plan.plan)
 app.command("profile")(profile.profile)
 app.command("list")(listing.listing)
 app.add_typer(evaluation.app, name="eval")
+app.command("preprocess")(preprocess.preprocess)
 app.command("demo")(demo.demo)
 app.command("encode")(encode.encode)
 app.command("decode")(decode.decode)

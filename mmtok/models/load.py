@@ -119,7 +119,7 @@ def _pretrained(name: str, revision: str | None, **options: Any) -> tuple[Any, A
 
     from mmtok.models.speech import SPEECH, chat_template
 
-    source = _source(name)
+    source = model_folder(name)
     common = {"revision": revision} if revision else {}
     with _clear_errors(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
@@ -134,8 +134,12 @@ def _pretrained(name: str, revision: str | None, **options: Any) -> tuple[Any, A
     return model, processor
 
 
-def _source(name: str) -> str:
-    """Folder or hub id of a model with weights."""
+def model_folder(name: str) -> str:
+    """Folder or hub id of a model with weights.
+
+    Raises:
+        InputError: neither, or a folder without weights.
+    """
     if name in embedded_names():
         return str(_DATA / name)
     path = Path(name).expanduser()

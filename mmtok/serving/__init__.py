@@ -1,0 +1,1 @@
+"""From folders of media to pruned features that servers take."""

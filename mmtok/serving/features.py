@@ -1,0 +1,124 @@
+"""Decode and encode a few sources at once: the visual tokens that are left of each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mmtok.errors import InputError
+from mmtok.io.image import load_image
+from mmtok.io.video import Clip, is_video, load_video
+from mmtok.models.reduction import Reduction
+from mmtok.serving.recipe import Recipe
+from mmtok.serving.sources import Source
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mmtok.models.encoder_seam import Media
+    from mmtok.models.lvlm import LVLM
+
+Picture = "Image | Clip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What is stored of one image or video; D is the width the language model reads.
+
+    Attributes:
+        kind: "image" or "video", as the model read it.
+        size: (width, height) of the picture or frames in pixels.
+        frames: how many frames a video was read as, 0 for an image.
+        grids: (t, h, w) of each of its entries: one, or one a frame or tile.
+        counts: tokens of each entry before reduction.
+        kept_counts: and after it.
+        features: (k, D).
+        kept: (k,) int64, ascending, which of the tokens these were, over all entries.
+        position: (k, 3) int64 (t, h, w) within the entry.
+        deepstack: (k, D) for each of the first decoder layers, where the family has that.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    frames: int
+    grids: list[tuple[int, int, int]]
+    counts: list[int]
+    kept_counts: list[int]
+    features: Tensor
+    kept: Tensor
+    position: Tensor
+    deepstack: list[Tensor] = field(default_factory=list)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is a tensor, by name."""
+        named = {"features": self.features, "kept": self.kept, "position": self.position}
+        return named | {f"deepstack.{i}": x for i, x in enumerate(self.deepstack)}
+
+
+def decode(source: Source, recipe: Recipe) -> Image | Clip:
+    """The picture or the sampled frames of a source.
+
+    Raises:
+        InputError: not readable, whatever is wrong with it.
+    """
+    try:
+        with source.file() as file:
+            if is_video(file):
+                return load_video(file, frames=recipe.frames, fps=recipe.fps)
+            return load_image(file)
+    except InputError as error:
+        # a temporary file's name says nothing to the user
+        said = str(error).partition(": ")[2] if source.offset or source.cell else str(error)
+        raise InputError(f"{source.name}: {said}" if said != str(error) else said) from None
+
+
+def encode_batch(
+    lvlm: LVLM, reduction: Reduction, media: Sequence[Image | Clip], recipe: Recipe
+) -> list[Features]:
+    """Run the vision tower and the reducers on several pictures or clips at once.
+
+    Raises:
+        InputError: the processor or a reducer refuses one of them.
+    """
+    prompts = [
+        (None, [item], recipe.text) if isinstance(item, Clip) else ([item], None, recipe.text)
+        for item in media
+    ]
+    with torch.inference_mode():
+        inputs = lvlm.inputs_batch(prompts)
+        parts = reduction.encode(inputs)
+    length = inputs["input_ids"].shape[1]
+    dtype = getattr(torch, recipe.dtype)
+    return [_collect(parts, row, length, item, dtype) for row, item in enumerate(media)]
+
+
+def _collect(
+    parts: list[Media], row: int, length: int, item: Image | Clip, dtype: torch.dtype
+) -> Features:
+    """The entries of one prompt, one behind the other."""
+    (part,) = (p for p in parts if any(int(place[0]) // length == row for place in p.places))
+    own = [i for i, place in enumerate(part.places) if int(place[0]) // length == row]
+    masks = [part.tokens.mask[i] for i in own]
+    counts = [len(part.places[i]) for i in own]
+    starts = torch.tensor([0, *counts]).cumsum(0).tolist()
+    pictures = item.frames if isinstance(item, Clip) else [item]
+    return Features(
+        kind=part.kind,
+        size=pictures[0].size,
+        frames=len(pictures) if isinstance(item, Clip) else 0,
+        grids=[tuple(part.tokens.grid[i].tolist()) for i in own],
+        counts=counts,
+        kept_counts=[len(part.kept[i]) for i in own],
+        features=_join(part.tokens.features, own, masks).to(dtype),
+        kept=torch.cat([part.kept[i].cpu() + s for i, s in zip(own, starts, strict=False)]),
+        position=_join(part.tokens.position, own, masks),
+        deepstack=[_join(layer, own, masks).to(dtype) for layer in part.deepstack],
+    )
+
+
+def _join(values: Tensor, own: list[int], masks: list[Tensor]) -> Tensor:
+    return torch.cat([values[i][m] for i, m in zip(own, masks, strict=True)]).cpu().contiguous()

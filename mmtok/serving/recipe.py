@@ -1,0 +1,98 @@
+"""The recipe of a preprocessing job, and the key of what it makes of one item."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmtok.errors import InputError
+from mmtok.models.load import model_folder
+from mmtok.pruning import Reducer
+from mmtok.pruning.base import overrides
+
+if TYPE_CHECKING:
+    from mmtok.models.lvlm import LVLM
+
+SCHEMA = 1
+"""Changes whenever the same media and recipe would give other files."""
+_ENCODER_HOOKS = frozenset({"before_encoder", "in_encoder", "after_encoder"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides what an item's features are, its bytes aside.
+
+    Attributes:
+        model: what it was loaded by.
+        revision: fingerprint of the weights.
+        reduce: canonical spec of the reducers, "none" without any.
+        text: the question that query-aware reducers read.
+        frames: frames sampled from a video, or None where `fps` says how many.
+        fps: frames sampled a second.
+        dtype: of the stored features.
+        schema: version of the files.
+    """
+
+    model: str
+    revision: str
+    reduce: str
+    text: str
+    frames: int | None
+    fps: float | None
+    dtype: str
+    schema: int = SCHEMA
+
+    def canonical(self) -> str:
+        """The recipe as one line of JSON, always the same for the same recipe."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    def key(self, digest: str) -> str:
+        """The key of an item whose bytes have this sha256: what is stored under it never changes.
+
+        It does not depend on the item's path, on batches or on the number of workers.
+        """
+        return hashlib.sha256(f"{digest}\n{self.canonical()}".encode()).hexdigest()
+
+
+def check_reducers(reducers: list[Reducer]) -> None:
+    """Refuse what cannot be done before the language model runs.
+
+    Raises:
+        InputError: a reducer acts inside the decoder, on its cache or on its logits.
+    """
+    for reducer in reducers:
+        hooks = [name for name in vars(Reducer) if name.startswith(("in_", "on_"))]
+        later = [n for n in hooks if n not in _ENCODER_HOOKS and overrides(reducer, n)]
+        if (
+            later
+            and not overrides(reducer, "after_encoder")
+            and not overrides(reducer, "in_encoder")
+        ):
+            raise InputError(
+                f"{reducer.name} acts inside the language model ({', '.join(later)}): it cannot "
+                "be done ahead of it; expected a reducer that acts on the encoder's output"
+            )
+
+
+def fingerprint(lvlm: LVLM, *, dummy: bool, seed: int) -> str:
+    """What tells one set of weights from another: a hub commit, or a hash of the files.
+
+    Args:
+        lvlm: a loaded model.
+        dummy: its weights are random ...
+        seed: ... and drawn from this seed.
+    """
+    if dummy:
+        return f"random:{seed}"
+    commit = getattr(lvlm.config, "_commit_hash", None)
+    if commit:
+        return str(commit)
+    digest = hashlib.sha256()
+    for file in sorted(Path(model_folder(lvlm.name)).glob("*.safetensors")):
+        with file.open("rb") as opened:
+            while block := opened.read(2**20):
+                digest.update(block)
+    return f"sha256:{digest.hexdigest()}"

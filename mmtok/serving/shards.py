@@ -1,0 +1,170 @@
+"""The folder a job writes: shards of features, a row for every item, a manifest, the recipe.
+
+    run.json                     the recipe; another one is refused
+    shards/<name>.safetensors    tensors "<key>.features", "<key>.kept", "<key>.position", ...
+    shards/<name>.jsonl          the rows of that shard's items, written once the tensors are
+    manifest.jsonl               all rows, ordered by key
+
+A file is written under another name, flushed to the disk and renamed, so whatever bears its name is
+whole. A shard counts as done when its rows are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmtok.errors import InputError
+from mmtok.io.files import reason
+from mmtok.serving.features import Features
+from mmtok.serving.recipe import Recipe
+
+Row = dict[str, Any]
+
+
+def open_folder(out: Path, recipe: Recipe) -> None:
+    """Make the folder, or check that what is in it was made by the same recipe.
+
+    Raises:
+        InputError: it cannot be written, or holds the results of another recipe.
+    """
+    path, said = out / "run.json", recipe.canonical()
+    try:
+        (out / "shards").mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            found = json.dumps(
+                json.loads(path.read_text())["recipe"], sort_keys=True, separators=(",", ":")
+            )
+            if found != said:
+                raise InputError(
+                    f"{out}: holds results of another recipe, expected a new folder: it has "
+                    f"{found}, this run is {said}"
+                )
+            return
+        with whole(path) as temporary:
+            temporary.write_text(json.dumps({"recipe": json.loads(said)}, indent=1) + "\n")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{out}: not a folder this can write to ({reason(error)})") from None
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the name `path` once it is complete and on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_shard(out: Path, made: Mapping[str, Features], rows: list[Row]) -> str:
+    """Write one shard: its tensors, then its rows. Returns its name.
+
+    Args:
+        out: the job's folder.
+        made: key -> features, of the items that succeeded.
+        rows: a row for every item; `shard` and `tensors_sha256` are added to them.
+    """
+    named = hashlib.sha256("".join(row["key"] for row in rows).encode()).hexdigest()[:16]
+    tensors: dict[str, Tensor] = {}
+    for row in rows:
+        if row["key"] in made:
+            own = made[row["key"]].tensors()
+            tensors |= {f"{row['key']}.{name}": x for name, x in own.items()}
+            row |= {"shard": named, "tensors_sha256": tensors_sha256(own)}
+    if tensors:
+        with whole(out / "shards" / f"{named}.safetensors") as temporary:
+            save_file(tensors, temporary)
+    with whole(out / "shards" / f"{named}.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return named
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        digest.update(
+            x.contiguous().flatten().view(torch.uint8).numpy().tobytes() if x.numel() else b""
+        )
+    return digest.hexdigest()
+
+
+def shard_rows(out: Path) -> Iterator[Row]:
+    """The rows of all finished shards."""
+    for path in sorted((out / "shards").glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            yield json.loads(line)
+
+
+def write_manifest(out: Path) -> str:
+    """Gather the rows of all shards into the manifest; returns the content hash.
+
+    The hash covers keys, status and tensors: the same for the same media and recipe, however the
+    work was divided.
+    """
+    rows = sorted(shard_rows(out), key=lambda row: str(row["key"]))
+    with whole(out / "manifest.jsonl") as temporary, temporary.open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return content_hash(rows)
+
+
+def content_hash(rows: Iterable[Row]) -> str:
+    """sha256 over key, status and tensors of rows ordered by key."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row['key']} {row['status']} {row.get('tensors_sha256')}\n".encode())
+    return digest.hexdigest()
+
+
+def read_manifest(out: Path) -> list[Row]:
+    """All rows of a finished job.
+
+    Raises:
+        InputError: no manifest, or a damaged one.
+    """
+    path = out / "manifest.jsonl"
+    if not path.is_file():
+        raise InputError(f"{path}: not found, expected a folder that `mmtok preprocess` made")
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if not {"key", "status", "sources"} <= row.keys():
+                raise ValueError("no key, status or sources")
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{path}, line {number}: damaged ({reason(error)})") from None
+        rows.append(row)
+    return rows
+
+
+def read_item(out: Path, row: Row) -> dict[str, Tensor]:
+    """The tensors of one item, checked against its row.
+
+    Raises:
+        InputError: the shard is gone or damaged, or holds something else.
+    """
+    path = out / "shards" / f"{row.get('shard')}.safetensors"
+    try:
+        with safe_open(path, "pt") as shard:
+            names = [n for n in shard.keys() if n.startswith(f"{row['key']}.")]  # noqa: SIM118
+            found = {n.partition(".")[2]: shard.get_tensor(n) for n in names}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+    if tensors_sha256(found) != row["tensors_sha256"]:
+        raise InputError(f"{path}: the tensors of {row['key'][:12]} are not what was written")
+    return found

@@ -1,0 +1,215 @@
+"""What a preprocessing job reads: images and videos from folders, lists, tables and archives.
+
+Nothing is decoded here. A source knows where its bytes are and reads them when asked, so a listing
+of millions of items stays small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from mmtok.errors import InputError
+from mmtok.io.files import check_file, reason
+
+_IMAGES = ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .avif .jp2"
+_VIDEOS = ".mp4 .m4v .mov .3gp .webm .mkv .avi .ts .m2ts .mpg .mpeg .flv .wmv .asf .ogv"
+SUFFIXES = frozenset(f"{_IMAGES} {_VIDEOS}".split())
+"""Endings by which media are told apart from other files in folders and archives."""
+FIELDS = ("image", "video", "media", "path")
+"""Where a row of a JSONL list names its file."""
+MAX_BYTES = 2**31
+"""Most bytes of one item: 2 GiB."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image or video.
+
+    Attributes:
+        name: what the manifest calls it.
+        path: the file that holds it.
+        offset: where its bytes begin, in an archive; None for a file of its own.
+        size: how many bytes of the archive are its own.
+        cell: (row group, row, column) in a Parquet file.
+    """
+
+    name: str
+    path: Path
+    offset: int | None = None
+    size: int | None = None
+    cell: tuple[int, int, str] | None = None
+
+    def read(self) -> bytes:
+        """The media's bytes.
+
+        Raises:
+            InputError: gone, unreadable, empty or above `MAX_BYTES`.
+        """
+        if self.cell is not None:
+            return _read_cell(self.path, *self.cell)
+        try:
+            file = self.path if self.offset is not None else check_file(self.path, "a media file")
+            size = file.stat().st_size if self.size is None else self.size
+            if size > MAX_BYTES:
+                raise InputError(f"{self.name}: {size} bytes, expected at most {MAX_BYTES}")
+            with file.open("rb") as opened:
+                opened.seek(self.offset or 0)
+                return opened.read(size)
+        except OSError as error:
+            raise InputError(f"{self.name}: cannot be read ({reason(error)})") from None
+
+    @contextmanager
+    def file(self) -> Iterator[Path]:
+        """A file of its own with the media's bytes; a temporary one where there is none."""
+        if self.offset is None and self.cell is None:
+            yield self.path
+            return
+        with NamedTemporaryFile(suffix=Path(self.name).suffix) as temporary:
+            temporary.write(self.read())
+            temporary.flush()
+            yield Path(temporary.name)
+
+    def digest(self) -> str:
+        """sha256 of the media's bytes, in hexadecimal."""
+        return hashlib.sha256(self.read()).hexdigest()
+
+
+def list_sources(path: Path, column: str = "image") -> list[Source]:
+    """Every image and video of a job, in a fixed order.
+
+    Args:
+        path: a folder (searched in depth, links to folders not followed), an image or video, a
+            list (.txt: a path a line; .jsonl: rows with one of `FIELDS`), an uncompressed .tar
+            (WebDataset) or a .parquet file. Paths in a list count from the list's folder.
+        column: of a Parquet file: bytes, {"bytes", "path"} records, or paths.
+
+    Raises:
+        InputError: not there, of no known kind, malformed, or without any media.
+    """
+    if path.is_dir():
+        found = _folder(path)
+    else:
+        check_file(path, "a folder, a media file, or a .txt, .jsonl, .tar or .parquet list of them")
+        found = _reader(path, column)(path)
+    if not found:
+        raise InputError(f"{path}: no images or videos in it, expected at least one")
+    return found
+
+
+def _reader(path: Path, column: str) -> Callable[[Path], list[Source]]:
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return lambda file: [Source(file.name, file)]
+    readers: dict[str, Callable[[Path], list[Source]]] = {
+        ".txt": _text_list,
+        ".jsonl": _json_list,
+        ".tar": _archive,
+        ".parquet": lambda file: _table(file, column),
+    }
+    if suffix not in readers:
+        raise InputError(
+            f"{path}: cannot tell what this is, expected a folder, an image, a video, or one of "
+            f"{', '.join(readers)}"
+        )
+    return readers[suffix]
+
+
+def _folder(folder: Path) -> list[Source]:
+    files = [
+        Path(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES
+    ]
+    return [Source(str(file.relative_to(folder)), file) for file in sorted(files)]
+
+
+def _text_list(path: Path) -> list[Source]:
+    lines = _lines(path)
+    return [Source(line.strip(), path.parent / line.strip()) for line in lines if line.strip()]
+
+
+def _json_list(path: Path) -> list[Source]:
+    found = []
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            names = [row[field] for field in FIELDS if isinstance(row.get(field), str)]
+        except (ValueError, AttributeError):
+            names = []
+        if len(names) != 1:
+            raise InputError(
+                f"{path}, line {number}: expected a JSON object with one of {', '.join(FIELDS)}"
+            )
+        found.append(Source(names[0], path.parent / names[0]))
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except ValueError as error:
+        raise InputError(f"{path}: not a UTF-8 text ({reason(error)})") from None
+
+
+def _archive(path: Path) -> list[Source]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            members = [
+                Source(member.name, path, member.offset_data, member.size)
+                for member in archive
+                if member.isreg() and Path(member.name).suffix.lower() in SUFFIXES
+            ]
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(f"{path}: not a complete uncompressed tar ({reason(error)})") from None
+    return sorted(members, key=lambda source: (source.name, source.offset))
+
+
+def _parquet(path: Path) -> Any:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise InputError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        return parquet.ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file ({reason(error)})") from None
+
+
+def _table(path: Path, column: str) -> list[Source]:
+    table = _parquet(path)
+    if column not in table.schema_arrow.names:
+        known = ", ".join(table.schema_arrow.names)
+        raise InputError(f"{path}: no column {column!r}, there are: {known}")
+    paths = str(table.schema_arrow.field(column).type) in ("string", "large_string")
+    found = []
+    for group in range(table.num_row_groups):
+        if paths:
+            values = table.read_row_group(group, columns=[column])[column].to_pylist()
+            found += [Source(name, path.parent / name) for name in values if name]
+            continue
+        rows = table.metadata.row_group(group).num_rows
+        found += [
+            Source(f"{path.name}:{group}:{row}", path, cell=(group, row, column))
+            for row in range(rows)
+        ]
+    return found
+
+
+def _read_cell(path: Path, group: int, row: int, column: str) -> bytes:
+    value = _parquet(path).read_row_group(group, columns=[column])[column][row].as_py()
+    value = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(value, bytes) or not value:
+        raise InputError(f"{path}, row {row} of group {group}: {column!r} holds no bytes")
+    return value
