@@ -104,3 +104,20 @@ def _progress() -> Callable[[int, int], None]:
         )
 
     return show
+
+
+def verify(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that preprocess made.")],
+    as_json: opt.Json = False,
+) -> None:
+    """Check every shard of a preprocessed folder against its manifest."""
+    from mmtok.serving.verify import verify as check
+
+    problems = check(out)
+    for line in problems:
+        say(line)
+    say(f"{len(problems)} problems" if problems else "all well")
+    if as_json:
+        answer({"problems": problems})
+    if problems:
+        raise typer.Exit(3)

@@ -197,8 +197,11 @@ def _ordinals(kind: str, places: Any, length: int) -> tuple[str, ...]:
 
 def hand_back(family: Family, media: Media) -> Any:
     """The encoder's output with the surviving features, in the form `forward` expects."""
-    if media.whole:
-        return media.output
+    return media.output if media.whole else repack(family, media)
+
+
+def repack(family: Family, media: Media) -> Any:
+    """An output like the encoder's that holds the features of `media`, however many are left."""
     rows = [x[m] for x, m in zip(media.tokens.features, media.tokens.mask, strict=True)]
     output = type(media.output)(**media.output)
     output.pooler_output = rows

@@ -102,9 +102,9 @@ def _forward_positions(reduction: Reduction, inputs: Inputs) -> Tensor:
     return positions
 
 
-def _generate_positions(reduction: Reduction, inputs: Inputs) -> Tensor:
+def generate_positions(model: Any, inputs: Inputs) -> Tensor:
     """The position ids the stock `generate` would use, (B, S) or (rows, B, S) for M-RoPE."""
-    prepare = reduction.model._prepare_position_ids_for_generation
+    prepare = model._prepare_position_ids_for_generation
     positions: Tensor = prepare(inputs["input_ids"], dict(inputs))
     return positions
 
@@ -122,7 +122,7 @@ def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwa
     _count_from(reduction, kwargs, prompt.shape[1])
     if kwargs.get("streamer") is not None:
         kwargs["streamer"] = _WholePrompt(kwargs["streamer"], prompt)
-    short = reduction.prepare(kwargs, lambda inputs: _generate_positions(reduction, inputs))
+    short = reduction.prepare(kwargs, lambda inputs: generate_positions(reduction.model, inputs))
     if reduction.contrast:
         short["logits_processor"] = [reduction.contrast, *(kwargs.get("logits_processor") or [])]
     return _restore(stock(**short), prompt, short["input_ids"].shape[1])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from mmtok.models.encoder_seam import Media
     from mmtok.models.lvlm import LVLM
 
-Picture = "Image | Clip"
+
+CLIP_FACTS = tuple(f.name for f in fields(Clip) if f.name != "frames")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class Features:
     Attributes:
         kind: "image" or "video", as the model read it.
         size: (width, height) of the picture or frames in pixels.
-        frames: how many frames a video was read as, 0 for an image.
+        clip: of a video, what was sampled of it (`Clip` without its pictures), else None.
+        stacked: whether the encoder gave one tensor for all items, not one for each.
         grids: (t, h, w) of each of its entries: one, or one a frame or tile.
         counts: tokens of each entry before reduction.
         kept_counts: and after it.
@@ -44,7 +46,8 @@ class Features:
 
     kind: str
     size: tuple[int, int]
-    frames: int
+    clip: dict[str, Any] | None
+    stacked: bool
     grids: list[tuple[int, int, int]]
     counts: list[int]
     kept_counts: list[int]
@@ -52,6 +55,11 @@ class Features:
     kept: Tensor
     position: Tensor
     deepstack: list[Tensor] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that is no tensor, JSON-ready."""
+        names = ("kind", "size", "clip", "stacked", "grids", "counts", "kept_counts")
+        return {name: getattr(self, name) for name in names}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is a tensor, by name."""
@@ -105,11 +113,12 @@ def _collect(
     masks = [part.tokens.mask[i] for i in own]
     counts = [len(part.places[i]) for i in own]
     starts = torch.tensor([0, *counts]).cumsum(0).tolist()
-    pictures = item.frames if isinstance(item, Clip) else [item]
+    clip = item if isinstance(item, Clip) else None
     return Features(
         kind=part.kind,
-        size=pictures[0].size,
-        frames=len(pictures) if isinstance(item, Clip) else 0,
+        size=item.frames[0].size if isinstance(item, Clip) else item.size,
+        clip=None if clip is None else {name: getattr(clip, name) for name in CLIP_FACTS},
+        stacked=isinstance(part.output.pooler_output, Tensor),
         grids=[tuple(part.tokens.grid[i].tolist()) for i in own],
         counts=counts,
         kept_counts=[len(part.kept[i]) for i in own],

@@ -104,14 +104,14 @@ def preprocess(
     """
     open_folder(out, recipe)
     items = gather(sources, recipe)
-    ready = {row["key"]: row["status"] for row in shard_rows(out)}
-    pending = [item for item in items if item.key not in ready]
-    chunks = [pending[i : i + job.shard_size] for i in range(0, len(pending), job.shard_size)]
-    own = chunks[job.index :: job.shards]
-    summary = Summary(skipped=len(items) - len(pending))
+    chunks = [items[i : i + job.shard_size] for i in range(0, len(items), job.shard_size)]
+    mine = chunks[job.index :: job.shards]
+    ready = {row["key"] for row in shard_rows(out)}
+    pending = [[item for item in chunk if item.key not in ready] for chunk in mine]
+    total = sum(map(len, pending))
+    summary = Summary(skipped=sum(map(len, mine)) - total)
     reduction = Reduction(lvlm.model, reducers)
-    total = sum(map(len, own))
-    for chunk in own:
+    for chunk in filter(None, pending):
         made, rows = encode_chunk(chunk, lvlm, reduction, recipe, job)
         write_shard(out, made, rows)
         summary.shards += 1
@@ -202,14 +202,6 @@ def _row(item: Item, made: Features | None, error: str | None) -> Row:
         "error": error,
     }
     if made is not None:
-        row |= {
-            "kind": made.kind,
-            "size": list(made.size),
-            "frames": made.frames,
-            "grids": made.grids,
-            "counts": made.counts,
-            "kept_counts": made.kept_counts,
-            "tokens_in": sum(made.counts),
-            "tokens_out": sum(made.kept_counts),
-        }
+        tokens = {"tokens_in": sum(made.counts), "tokens_out": sum(made.kept_counts)}
+        row |= made.facts() | tokens
     return row

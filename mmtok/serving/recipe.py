@@ -63,17 +63,13 @@ def check_reducers(reducers: list[Reducer]) -> None:
     Raises:
         InputError: a reducer acts inside the decoder, on its cache or on its logits.
     """
+    hooks = {name for name in vars(Reducer) if name.startswith(("before_", "after_", "in_", "on_"))}
     for reducer in reducers:
-        hooks = [name for name in vars(Reducer) if name.startswith(("in_", "on_"))]
-        later = [n for n in hooks if n not in _ENCODER_HOOKS and overrides(reducer, n)]
-        if (
-            later
-            and not overrides(reducer, "after_encoder")
-            and not overrides(reducer, "in_encoder")
-        ):
+        acts = {name for name in hooks if overrides(reducer, name)}
+        if acts and not acts & _ENCODER_HOOKS:
             raise InputError(
-                f"{reducer.name} acts inside the language model ({', '.join(later)}): it cannot "
-                "be done ahead of it; expected a reducer that acts on the encoder's output"
+                f"{reducer.name} acts inside the language model ({', '.join(sorted(acts))}): it "
+                "cannot be done ahead of it; expected a reducer that acts on the encoder's output"
             )
 
 

@@ -1,0 +1,193 @@
+"""Preprocessing: nothing lost, nothing twice, the same however divided, and back into the model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from mmtok import InputError, Pipeline
+from mmtok.models.lvlm import LVLM
+from mmtok.pruning import build
+from mmtok.serving.preprocess import Job, Summary, preprocess
+from mmtok.serving.recipe import Recipe, check_reducers
+from mmtok.serving.replay import prompt_inputs
+from mmtok.serving.shards import read_item, read_manifest
+from mmtok.serving.sources import list_sources
+from mmtok.serving.verify import verify
+from tests.conftest import picture, tiny_model
+from tests.videos import write
+
+SPEC = "random(keep=0.3)"
+
+
+def recipe(spec: str = SPEC, **changes: Any) -> Recipe:
+    fields = {"model": "m", "revision": "r", "text": "", "frames": None, "fps": None}
+    return Recipe(reduce=spec, dtype="float32", **(fields | changes))
+
+
+def tiny(family: str) -> LVLM:
+    model, processor = tiny_model(family)
+    return LVLM(model=model, processor=processor, name=family, config=model.config)
+
+
+def run(folder: Path, out: Path, spec: str = SPEC, family: str = "llava", **job: Any) -> Summary:
+    made = Job(**({"shard_size": 3, "batch_size": 2} | job))
+    return preprocess(list_sources(folder), out, tiny(family), build(spec), recipe(spec), made)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Seven pictures, one of them twice, a broken one and one that is no picture."""
+    made = tmp_path / "in"
+    (made / "sub dir").mkdir(parents=True)
+    for number in range(7):
+        picture(number, 60 + 9 * number, 80).save(made / "sub dir" / f"é {number}.png")
+    shutil.copy(made / "sub dir" / "é 3.png", made / "again.png")
+    whole = (made / "again.png").read_bytes()
+    (made / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (made / "words.jpg").write_text("no picture")
+    (made / "notes.txt").write_text("left alone")
+    return made
+
+
+def test_every_item_has_one_row_and_bad_ones_say_why(folder: Path, tmp_path: Path) -> None:
+    made = run(folder, tmp_path / "out")
+    assert (made.done, made.failed, made.skipped, made.shards) == (7, 2, 0, 3)
+    rows = read_manifest(tmp_path / "out")
+    assert len({row["key"] for row in rows}) == len(rows) == 9
+    (twice,) = (row for row in rows if len(row["sources"]) == 2)
+    assert sorted(twice["sources"]) == ["again.png", "sub dir/é 3.png"]
+    bad = {row["sources"][0]: row["error"] for row in rows if row["status"] == "error"}
+    assert set(bad) == {"cut.png", "words.jpg"}
+    assert "truncated" in bad["cut.png"]
+    assert verify(tmp_path / "out") == []
+
+
+def test_resumed_and_divided_runs_give_the_same(folder: Path, tmp_path: Path) -> None:
+    whole = run(folder, tmp_path / "whole")
+    again = run(folder, tmp_path / "whole")
+    assert (again.done, again.skipped, again.shards) == (0, 9, 0)
+    assert again.content_hash == whole.content_hash
+    for index in (1, 0):
+        run(folder, tmp_path / "parts", shards=2, index=index)
+    torn = tmp_path / "torn"
+    shutil.copytree(tmp_path / "whole", torn)
+    rows = sorted((torn / "shards").glob("*.jsonl"))
+    rows[0].unlink()  # killed between the tensors and the rows of one shard ...
+    (torn / "shards" / ".other.safetensors.123").write_bytes(b"half")  # ... and within another
+    (torn / "manifest.jsonl").unlink()
+    assert run(folder, torn).shards == 1
+    shutil.copytree(folder, tmp_path / "moved" / "elsewhere")
+    run(tmp_path / "moved", tmp_path / "other")
+    tensors = {}
+    for name in ("whole", "parts", "torn", "other"):
+        out = tmp_path / name
+        tensors[name] = {p.name: p.read_bytes() for p in (out / "shards").glob("*.safetensors")}
+        assert verify(out) == []
+    assert tensors["whole"] == tensors["parts"] == tensors["torn"] == tensors["other"]
+
+
+def test_another_recipe_is_refused(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path / "out")
+    with pytest.raises(InputError, match="another recipe"):
+        run(folder, tmp_path / "out", "random(keep=0.4)")
+    assert recipe().key("a") != recipe(text="x").key("a") != recipe(text="x").key("b")
+
+
+def test_an_error_can_end_the_run_and_loses_no_shard(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cut\.png|words\.jpg"):
+        run(folder, tmp_path / "out", on_error="fail")
+    assert run(folder, tmp_path / "out").done + run(folder, tmp_path / "out").skipped > 0
+
+
+def test_verify_finds_damage(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(folder, out)
+    shards = sorted((out / "shards").glob("*.safetensors"))
+    data = bytearray(shards[0].read_bytes())
+    data[-1] ^= 1
+    shards[0].write_bytes(data)
+    shards[1].unlink()
+    (out / "shards" / "stray.safetensors").write_bytes(b"x")
+    found = "\n".join(verify(out))
+    assert "not what was written" in found
+    assert "cannot be read" in found
+    assert "stray" in found
+    with pytest.raises(InputError, match="not found"):
+        verify(tmp_path)
+
+
+def test_methods_that_act_later_are_refused() -> None:
+    check_reducers(build(["todre(keep=0.1)"]))
+    with pytest.raises(InputError, match="fastv acts inside the language model"):
+        check_reducers(build("fastv(keep=0.5)"))
+
+
+@pytest.mark.parametrize("spec", [SPEC, "random(keep=1.0)"])
+def test_stored_features_answer_as_the_pipeline_does(
+    case: tuple[str, str], spec: str, tmp_path: Path
+) -> None:
+    """preprocess, then stock `generate`: token by token the in-process pipeline, in a batch."""
+    family, kind = case
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(2):
+        if kind == "video":
+            write(folder / f"{number}.mp4", count=8 + 4 * number)
+        else:
+            picture(number, 90 + 40 * number, 100).save(folder / f"{number}.png")
+    lvlm, out = tiny(family), tmp_path / "out"
+    preprocess(list_sources(folder), out, lvlm, build(spec), recipe(spec, frames=4), Job())
+    rows = read_manifest(out)
+    texts = ["what is it?", "and here, what?"]
+    stored = [(row, read_item(out, row)) for row in rows]
+    options = {"max_new_tokens": 5, "do_sample": False}
+    inputs = prompt_inputs(lvlm, stored, texts)
+    assert not any(name.startswith("pixel_values") for name in inputs)
+    with torch.inference_mode():
+        got = lvlm.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    pipe = Pipeline(lvlm, spec)
+    for row, text, new in zip(rows, texts, got, strict=True):
+        file = [str(folder / row["sources"][0])]
+        media = {"videos": file, "frames": 4} if kind == "video" else {"images": file}
+        want = pipe.generate(text=text, **media, **options)
+        assert lvlm.decode(new[None]) == want.texts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("list.jsonl", '{"image": "a.png"}\n{"picture": "b"}\n', "line 2: expected a JSON object"),
+        ("list.jsonl", '{"image": 3}\n', "line 1"),
+        ("list.xyz", "x", "cannot tell what this is"),
+        ("list.txt", "\n", "no images or videos"),
+        ("list.tar", "not a tar", "not a complete uncompressed tar"),
+        ("list.parquet", "not parquet", "pyarrow|not a Parquet file"),
+    ],
+)
+def test_bad_lists(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        list_sources(tmp_path / name)
+
+
+def test_lists_and_archives_give_what_the_folder_gives(folder: Path, tmp_path: Path) -> None:
+    import tarfile
+
+    want = {source.digest() for source in list_sources(folder)}
+    files = [str(source.path) for source in list_sources(folder)]
+    (tmp_path / "a.txt").write_text("\n".join(files))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"image": f}) for f in files))
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(folder, "data")
+    for name in ("a.txt", "a.jsonl", "a.tar"):
+        assert {source.digest() for source in list_sources(tmp_path / name)} == want
+    image = next(s for s in list_sources(tmp_path / "a.tar") if "again" in s.name)
+    with image.file() as file:
+        assert Image.open(file).size == (87, 80)
