@@ -1,4 +1,4 @@
-"""`mmtok preprocess` and `mmtok verify`: media to shards of pruned features, and their check."""
+"""`mmtok preprocess`, `verify`, `export`: media to shards of features, their check, their use."""
 
 from __future__ import annotations
 
@@ -121,3 +121,27 @@ def verify(
         answer({"problems": problems})
     if problems:
         raise typer.Exit(3)
+
+
+def export(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that preprocess made.")],
+    to: Annotated[str, typer.Option("--to", help="vllm, sglang, lmdeploy or hf.")],
+    into: Annotated[Path, typer.Option("--out", help="Folder for the payloads.")],
+    text: Annotated[str, typer.Option("--text", help="The question, where a prompt is sent.")] = "",
+    server_version: Annotated[
+        str | None, typer.Option("--server-version", help="Where forms differ, such as 0.4.6.")
+    ] = None,
+    device: opt.Device = "auto",
+    as_json: opt.Json = False,
+) -> None:
+    """Write preprocessed features in the form that a server takes."""
+    quiet()
+    from mmtok.serving.export import export as write
+    from mmtok.serving.recipe import load_recipe, reload
+
+    recipe = load_recipe(out)
+    say(f"loading {recipe.model} ...")
+    done = write(out, to, into, reload(recipe, device), text, server_version)
+    say(f"{len(done)} items; {into}/index.jsonl")
+    if as_json:
+        answer({"target": to, "items": len(done), "out": str(into)})

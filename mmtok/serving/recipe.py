@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtok.errors import InputError
+from mmtok.io.files import reason
 from mmtok.models.load import model_folder
 from mmtok.pruning import Reducer
 from mmtok.pruning.base import overrides
@@ -92,3 +93,40 @@ def fingerprint(lvlm: LVLM, *, dummy: bool, seed: int) -> str:
             while block := opened.read(2**20):
                 digest.update(block)
     return f"sha256:{digest.hexdigest()}"
+
+
+def load_recipe(out: Path) -> Recipe:
+    """The recipe of a preprocessed folder.
+
+    Raises:
+        InputError: no folder that preprocess made, or one of another version.
+    """
+    path = out / "run.json"
+    try:
+        return Recipe(**json.loads(path.read_text())["recipe"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({reason(error)}), expected what `mmtok preprocess` wrote"
+        ) from None
+
+
+def reload(recipe: Recipe, device: str = "auto") -> LVLM:
+    """The model of a recipe.
+
+    Raises:
+        InputError: it cannot be loaded, or has other weights by now.
+    """
+    from mmtok.models.load import load
+
+    kind, _, seed = recipe.revision.partition(":")
+    dummy = kind == "random"
+    commit = None if dummy or kind == "sha256" else recipe.revision
+    number = int(seed) if dummy else 0
+    lvlm = load(recipe.model, dummy=dummy, device=device, revision=commit, seed=number)
+    found = fingerprint(lvlm, dummy=dummy, seed=number)
+    if found != recipe.revision:
+        raise InputError(
+            f"{recipe.model}: its weights are {found}, the features were made with "
+            f"{recipe.revision}; expected the same"
+        )
+    return lvlm

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Stored(ModelOutput):  # type: ignore[misc]
+class StoredOutput(ModelOutput):  # type: ignore[misc]
     """Stands where the encoder's output would."""
 
     pooler_output: Any = None
@@ -93,7 +93,7 @@ def _media(
     deep = sum(name.startswith("deepstack") for name in items[0][1])
     media = Media(
         kind=kind,
-        output=_Stored(pooler_output=features[0] if items[0][0]["stacked"] else features),
+        output=StoredOutput(pooler_output=features[0] if items[0][0]["stacked"] else features),
         tokens=VisualTokens(
             features=pad_sequence(features, batch_first=True),
             mask=pad_sequence([x.new_ones(len(x), dtype=torch.bool) for x in features], True),

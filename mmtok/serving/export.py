@@ -1,0 +1,207 @@
+"""Export: stored features in the form that an inference server or transformers takes.
+
+One safetensors file per item and one line in `index.jsonl` that says how to send it. What a server
+cannot take is refused with the reason. Servers lay out placeholders before they see features, and
+number positions anew: a server that derives their count from the picture's grid cannot take fewer.
+
+Written from the servers' documentation (vLLM 0.27, SGLang 0.5.17, LMDeploy 0.11); none of them has
+been run against these files here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmtok.errors import InputError
+from mmtok.io.files import reason
+from mmtok.registry import unknown
+from mmtok.serving.replay import StoredOutput, prompt_inputs
+from mmtok.serving.shards import Row, read_item, read_manifest, whole
+
+if TYPE_CHECKING:
+    from mmtok.models.lvlm import LVLM
+
+Payload = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors of one item, and the plain values that go with them."""
+
+# Families whose server code counts placeholders by the features it is given, not by the picture.
+_COUNTS_FEATURES = frozenset({"llava", "paligemma", "gemma3"})
+_GRID = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+SGLANG_RENAMED = (0, 5)
+"""From this version on SGLang takes {"format": "precomputed_embedding", "feature": ...}."""
+
+
+def export(
+    out: Path, target: str, folder: Path, lvlm: LVLM, text: str = "", version: str | None = None
+) -> list[str]:
+    """Write every good item of a preprocessed folder for one server.
+
+    Args:
+        out: the folder that preprocess made.
+        target: "vllm", "sglang", "lmdeploy" or "hf".
+        folder: where to write.
+        lvlm: the model that the recipe names; its prompt and embeddings are needed.
+        text: the question, where the form holds a whole prompt (sglang, lmdeploy, hf).
+        version: of the server, where forms differ.
+
+    Returns:
+        The uuids written: key of the item, so that a pruned and a whole copy never collide.
+
+    Raises:
+        InputError: unknown target, a family or selection it cannot take, or damaged features.
+    """
+    if target not in TARGETS:
+        raise InputError(unknown("export target", target, sorted(TARGETS)))
+    rows = [row for row in read_manifest(out) if row["status"] == "ok"]
+    width = lvlm.config.get_text_config().hidden_size
+    for row in rows:
+        check(target, lvlm.config.model_type, row)
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole(folder / "index.jsonl") as temporary, temporary.open("w") as index:
+        for row in rows:
+            tensors = read_item(out, row)
+            features = tensors["features"]
+            if features.shape[-1] != width or not bool(features.isfinite().all()):
+                raise InputError(
+                    f"{row['sources'][0]}: features {tuple(features.shape)}, expected finite ones "
+                    f"of width {width}"
+                )
+            made, facts = TARGETS[target](lvlm, row, tensors, text, version)
+            name = f"{row['key'][:32]}.safetensors"
+            with whole(folder / name) as file:
+                save_file({n: x.contiguous() for n, x in made.items()}, file)
+            line = {"uuid": row["key"], "sources": row["sources"], "file": name}
+            index.write(json.dumps(line | facts) + "\n")
+    return [row["key"] for row in rows]
+
+
+def check(target: str, family: str, row: Row) -> None:
+    """Refuse what a server could not use rightly.
+
+    Raises:
+        InputError: with the reason.
+    """
+    fewer = row["tokens_in"] != row["tokens_out"]
+    why = None
+    if target in ("vllm", "sglang") and fewer and family in _GRID:
+        why = (
+            "the server derives token counts and M-RoPE positions from the picture's grid, so a "
+            "subset does not fit"
+        )
+    elif target == "vllm" and fewer and family not in _COUNTS_FEATURES:
+        why = "the server lays out this family's placeholders from the picture's size"
+    elif target == "lmdeploy" and family in _GRID:
+        why = "input_embeddings carry no M-RoPE positions"
+    elif target in ("vllm", "sglang") and row["kind"] == "video":
+        why = "precomputed features of videos are not taken"
+    if why:
+        raise InputError(
+            f"{row['sources'][0]}: cannot be exported to {target} for {family}: {why}; "
+            "expected --to hf, or features of all tokens"
+        )
+
+
+def _vllm(
+    lvlm: LVLM, row: Row, tensors: Mapping[str, Tensor], text: str, version: str | None
+) -> Payload:
+    """multi_modal_data of LLM(..., enable_mm_embeds=True); `uuid` is the cache key."""
+    deep = [x for name, x in sorted(tensors.items()) if name.startswith("deepstack")]
+    embeds = torch.cat([tensors["features"], *deep], dim=-1)
+    if lvlm.config.model_type in _GRID:
+        made = {"image_embeds": embeds, "image_grid_thw": _grid(lvlm, row)}
+        return made, {"modality": "image", "fields": ["image_embeds", "image_grid_thw"]}
+    return {"image": embeds[None]}, {"modality": "image", "fields": ["image"]}
+
+
+def _sglang(
+    lvlm: LVLM, row: Row, tensors: Mapping[str, Tensor], text: str, version: str | None
+) -> Payload:
+    """One entry of `image_data`, sent with `input_ids` in place of the text."""
+    inputs = prompt_inputs(lvlm, [(row, dict(tensors))], text)
+    renamed = version is None or _version(version) >= SGLANG_RENAMED
+    feature, grid = (
+        ("feature", "image_grid_thw") if renamed else ("precomputed_features", "image_grid_thws")
+    )
+    made = {feature: tensors["features"], "input_ids": inputs["input_ids"]}
+    if lvlm.config.model_type in _GRID:
+        made[grid] = _grid(lvlm, row)
+    facts = {"format": "precomputed_embedding"} if renamed else {"modality": "IMAGE"}
+    return made, facts | {"text": text}
+
+
+def _lmdeploy(
+    lvlm: LVLM, row: Row, tensors: Mapping[str, Tensor], text: str, version: str | None
+) -> Payload:
+    """input_ids with input_embeddings and their (start, end) ranges; TurboMind, in process."""
+    ids = prompt_inputs(lvlm, [(row, dict(tensors))], text)["input_ids"]
+    places = ids[0] == getattr(lvlm.config, f"{row['kind']}_token_id")
+    edges = torch.nn.functional.pad(places.int(), (1, 1)).diff()
+    ranges = torch.stack([(edges > 0).nonzero()[:, 0], (edges < 0).nonzero()[:, 0]], dim=1)
+    made = {"input_ids": ids, "input_embeddings": tensors["features"]}
+    return made | {"input_embedding_ranges": ranges}, {"text": text}
+
+
+def _hf(
+    lvlm: LVLM, row: Row, tensors: Mapping[str, Tensor], text: str, version: str | None
+) -> Payload:
+    """Arguments of `generate`: tensors by name, features as mm_encoder_outputs[kind]."""
+    inputs = prompt_inputs(lvlm, [(row, dict(tensors))], text)
+    output = inputs.pop("mm_encoder_outputs")[row["kind"]].pooler_output
+    made = {name: x for name, x in inputs.items() if isinstance(x, Tensor)}
+    made["pooler_output"] = output if isinstance(output, Tensor) else torch.cat(output)
+    made |= {name: x for name, x in tensors.items() if name.startswith("deepstack")}
+    split = None if isinstance(output, Tensor) else row["kept_counts"]
+    return made, {"kind": row["kind"], "split": split, "text": text}
+
+
+def read_hf(folder: Path, line: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a stock model's `generate` from a line of an export to "hf".
+
+    The same by hand: all tensors but `pooler_output` go in by their names, that one as
+    `mm_encoder_outputs={kind: BaseModelOutputWithPooling(pooler_output=...)}`, cut into a list of
+    `split` rows each where the line has that.
+
+    Raises:
+        InputError: the file is gone or damaged.
+    """
+    try:
+        tensors = load_file(folder / line["file"])
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / line['file']}: cannot be read ({reason(error)})") from None
+    rows: list[int] | None = line["split"]
+    features, output = tensors.pop("pooler_output"), StoredOutput()
+    output.pooler_output = features if rows is None else list(torch.split(features, rows))
+    layers = [tensors.pop(name) for name in sorted(tensors) if name.startswith("deepstack")]
+    if layers and rows is not None:
+        output.deepstack_features = [list(torch.split(layer, rows)) for layer in layers]
+    found: dict[str, Any] = tensors | {"mm_encoder_outputs": {line["kind"]: output}}
+    return found
+
+
+def _grid(lvlm: LVLM, row: Row) -> Tensor:
+    """image_grid_thw: patches before the spatial merge."""
+    merge = lvlm.config.vision_config.spatial_merge_size
+    return torch.tensor([[t, h * merge, w * merge] for t, h, w in row["grids"]])
+
+
+def _version(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(".")[:2])
+    except ValueError:
+        raise InputError(f"--server-version must read like 0.5.17, got {text!r}") from None
+
+
+TARGETS: dict[str, Callable[..., Payload]] = {
+    "vllm": _vllm,
+    "sglang": _sglang,
+    "lmdeploy": _lmdeploy,
+    "hf": _hf,
+}
