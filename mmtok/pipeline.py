@@ -42,12 +42,14 @@ class Result:
 
     Attributes:
         texts: the answers, one per prompt.
+        new_tokens: tokens of each answer, its end-of-text token included.
         ledger: one row per stage.
         reduction: the visual tokens that were left, and where they came from.
         inputs: the prompt as the processor made it, pixels included.
     """
 
     texts: list[str]
+    new_tokens: list[int]
     ledger: Ledger
     reduction: Reduction
     inputs: dict[str, Any]
@@ -143,8 +145,10 @@ class Pipeline:
         if count:
             with count_flops() as counted:
                 self.one_pass(inputs, counted, **options)
+        new = timed.sequences[:, inputs["input_ids"].shape[1] :]
         return Result(
-            texts=self.lvlm.decode(timed.sequences[:, inputs["input_ids"].shape[1] :]),
+            texts=self.lvlm.decode(new),
+            new_tokens=_lengths(new, self.lvlm.model.generation_config.eos_token_id),
             ledger=ledger(self.lvlm, self.spec, timed, timer, counted),
             reduction=timed.reduction,
             inputs=inputs,
@@ -174,6 +178,13 @@ class Pipeline:
             contrast_bytes=None if other is None else cache_bytes(other.cache),
             width=width,
         )
+
+
+def _lengths(new: Tensor, ends: int | list[int] | None) -> list[int]:
+    """Tokens of each row up to and with its first end-of-text token."""
+    stop = torch.isin(new, torch.tensor([] if ends is None else ends, device=new.device).to(new))
+    after = stop.cumsum(1) - stop.int() > 0
+    return [int(n) for n in (~after).sum(1)]
 
 
 def _read(prompt: Any, frames: int | None = None, fps: float | None = None) -> Prompt:

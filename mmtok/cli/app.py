@@ -24,6 +24,7 @@ from mmtok.cli import (
     preprocess,
     profile,
     run,
+    serve,
 )
 from mmtok.cli.output import say
 from mmtok.errors import InputError
@@ -56,6 +57,7 @@ app.add_typer(evaluation.app, name="eval")
 app.command("preprocess")(preprocess.preprocess)
 app.command("export")(preprocess.export)
 app.command("verify")(preprocess.verify)
+app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("encode")(encode.encode)
 app.command("decode")(decode.decode)

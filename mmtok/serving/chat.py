@@ -1,0 +1,185 @@
+"""An OpenAI chat request as a prompt and options, everything unknown or too large refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from PIL.Image import Image
+
+from mmtok.errors import InputError
+from mmtok.io.image import load_image
+from mmtok.io.video import DEFAULT_FRAMES, Clip, is_video, load_video
+from mmtok.models.lvlm import Prompt
+from mmtok.serving.fetch import fetch
+from mmtok.serving.limits import Limits, RefusedError
+
+_KNOWN = frozenset(
+    (
+        *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p"),
+        *("stream", "stream_options", "user"),
+        *("n", "stop", "seed", "frequency_penalty", "presence_penalty"),
+    )
+)
+# Parameters that change nothing at these values, and are not supported at others.
+_NEUTRAL = {"n": (None, 1), "stop": (None, []), "seed": (None,)}
+_NEUTRAL |= {"frequency_penalty": (None, 0), "presence_penalty": (None, 0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One request.
+
+    Attributes:
+        images: decoded pictures.
+        clips: decoded videos.
+        text: the question.
+        options: for `generate`, as sorted pairs: requests with the same ones share a batch.
+        stream: whether the answer is sent as events.
+        stream_usage: whether these end with the usage.
+    """
+
+    images: tuple[Image, ...]
+    clips: tuple[Clip, ...]
+    text: str
+    options: tuple[tuple[str, Any], ...]
+    stream: bool
+    stream_usage: bool
+
+    @property
+    def prompt(self) -> Prompt:
+        """As the pipeline takes it."""
+        return list(self.images), list(self.clips), self.text
+
+    @property
+    def batch_key(self) -> tuple[Any, ...]:
+        """Requests that agree in this can be answered in one batch."""
+        shapes = tuple(sorted({len(clip.frames) for clip in self.clips}))
+        return self.options, bool(self.images), shapes
+
+
+def read_request(body: Any, limits: Limits) -> Ask:
+    """Check and decode a request's JSON.
+
+    Raises:
+        RefusedError: 400 or 413 with the reason.
+    """
+    if not isinstance(body, dict):
+        raise RefusedError(400, "expected a JSON object")
+    if unknown := sorted(body.keys() - _KNOWN):
+        raise RefusedError(400, f"unsupported parameter {unknown[0]!r}")
+    for name, neutral in _NEUTRAL.items():
+        if body.get(name) not in neutral:
+            raise RefusedError(400, f"{name}={body[name]!r} is not supported")
+    images: list[Image] = []
+    clips: list[Clip] = []
+    texts: list[str] = []
+    for part in _parts(body.get("messages")):
+        _add(part, images, clips, texts, limits)
+    text = "\n".join(texts)
+    if len(text) > limits.text:
+        raise RefusedError(413, f"text of {len(text)} characters, expected at most {limits.text}")
+    stream = body.get("stream_options") or {}
+    return Ask(
+        images=tuple(images),
+        clips=tuple(clips),
+        text=text,
+        options=_options(body, limits),
+        stream=bool(body.get("stream")),
+        stream_usage=isinstance(stream, dict) and bool(stream.get("include_usage")),
+    )
+
+
+def _parts(messages: Any) -> list[dict[str, Any]]:
+    """Content parts of the one user message, behind those of a system message."""
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise RefusedError(400, "messages must be a list of objects")
+    roles = [message.get("role") for message in messages]
+    if roles not in (["user"], ["system", "user"]):
+        raise RefusedError(400, "expected one user message, with or without a system one before it")
+    found = []
+    for message in messages:
+        content = message.get("content")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise RefusedError(400, "content must be a text or a list of parts")
+        found += parts
+    return found
+
+
+def _add(
+    part: dict[str, Any],
+    images: list[Image],
+    clips: list[Clip],
+    texts: list[str],
+    limits: Limits,
+) -> None:
+    kind = part.get("type")
+    if kind == "text" and isinstance(part.get("text"), str):
+        texts.append(part["text"])
+        return
+    if kind not in ("image_url", "video_url"):
+        raise RefusedError(
+            400, f"content part of type {kind!r}, expected text, image_url, video_url"
+        )
+    value = part.get(kind)
+    url = value.get("url") if isinstance(value, dict) else value
+    if not isinstance(url, str):
+        raise RefusedError(400, f"{kind} must hold a url")
+    if len(images) + len(clips) >= limits.media:
+        raise RefusedError(413, f"more than {limits.media} pictures and videos")
+    used = sum(_pixels(picture) for picture in images) + sum(
+        _pixels(frame) for clip in clips for frame in clip.frames
+    )
+    medium = decode(fetch(url, limits), limits, limits.pixels - used)
+    if isinstance(medium, Clip) != (kind == "video_url"):
+        raise RefusedError(400, f"{kind} does not hold what it says")
+    if isinstance(medium, Clip):
+        clips.append(medium)
+    else:
+        images.append(medium)
+
+
+def _pixels(picture: Image) -> int:
+    return picture.width * picture.height
+
+
+def decode(data: bytes, limits: Limits, pixels: int) -> Image | Clip:
+    """A picture or a clip from a file's bytes, of at most so many pixels, all frames together.
+
+    Raises:
+        RefusedError: neither, damaged, or too large.
+    """
+    with NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        try:
+            if is_video(file.name):
+                frames = min(DEFAULT_FRAMES, limits.frames)
+                return load_video(file.name, frames=frames, max_pixels=pixels // frames)
+            return load_image(file.name, max_pixels=pixels)
+        except InputError as error:
+            raise RefusedError(400, str(error).replace(f"{file.name}: ", "media: ")) from None
+
+
+def _options(body: dict[str, Any], limits: Limits) -> tuple[tuple[str, Any], ...]:
+    """Options of `generate`; greedy unless a temperature is given."""
+    given = (body.get(name) for name in ("max_completion_tokens", "max_tokens"))
+    tokens = next((value for value in given if value is not None), 128)
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise RefusedError(400, f"max_tokens must be an int of at least 1, got {tokens!r}")
+    if tokens > limits.new_tokens:
+        raise RefusedError(400, f"max_tokens {tokens}, expected at most {limits.new_tokens}")
+    numbers = {}
+    for name, low, high in (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0)):
+        value = body.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or not low <= value <= high:
+            raise RefusedError(400, f"{name} must be in [{low}, {high}], got {value!r}")
+        numbers[name] = float(value)
+    options: dict[str, Any] = {"max_new_tokens": tokens}
+    if numbers.get("temperature"):
+        options |= {"do_sample": True} | {n: v for n, v in numbers.items() if v}
+    return tuple(sorted(options.items()))

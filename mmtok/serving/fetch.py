@@ -1,0 +1,126 @@
+"""Bytes of a medium that a client names: a data URL, a file below the allowed root, a public URL.
+
+A remote host's name is resolved once, every address of it must be public, and the connection goes
+to that very address, so that no second look-up can lead elsewhere. Redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import http.client
+import ipaddress
+import socket
+import ssl
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from mmtok.serving.limits import Limits, RefusedError
+
+TIMEOUT_S = 10.0
+
+
+def fetch(url: str, limits: Limits) -> bytes:
+    """The bytes behind a URL.
+
+    Raises:
+        RefusedError: malformed, not allowed, not there, or too large.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise RefusedError(400, "malformed media URL") from None
+    if parts.scheme == "data":
+        return _data(url, limits)
+    if parts.scheme == "file":
+        return _local(parts, limits)
+    if parts.scheme in ("http", "https"):
+        if not limits.remote:
+            raise RefusedError(400, "remote URLs are off: send the media as a data URL")
+        return _remote(parts, port, limits)
+    raise RefusedError(400, "expected a data: URL" + (", or http(s)" if limits.remote else ""))
+
+
+def _data(url: str, limits: Limits) -> bytes:
+    head, comma, body = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise RefusedError(400, "a data URL must be base64: data:image/png;base64,...")
+    if len(body) * 3 // 4 > limits.media_bytes:
+        raise RefusedError(413, f"media above {limits.media_bytes} bytes")
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise RefusedError(400, "the data URL's base64 is damaged") from None
+
+
+def _local(parts: SplitResult, limits: Limits) -> bytes:
+    if limits.media_root is None or parts.netloc not in ("", "localhost"):
+        raise RefusedError(400, "file URLs are off: send the media as a data URL")
+    try:
+        root = limits.media_root.resolve(strict=True)
+        file = Path(unquote(parts.path)).resolve(strict=True)
+        if not file.is_relative_to(root) or not file.is_file():
+            raise OSError
+        if file.stat().st_size > limits.media_bytes:
+            raise RefusedError(413, f"media above {limits.media_bytes} bytes")
+        return file.read_bytes()
+    except (OSError, ValueError):  # one answer for all: nobody learns what lies outside the root
+        raise RefusedError(400, "no such file below the allowed folder") from None
+
+
+def _remote(parts: SplitResult, port: int | None, limits: Limits) -> bytes:
+    host = parts.hostname
+    if not host or parts.username or parts.password:
+        raise RefusedError(400, "malformed media URL")
+    secure = parts.scheme == "https"
+    port = port or (443 if secure else 80)
+    address = public_address(host, port)
+    connection = _Pinned(host, port, address, secure)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection.request("GET", target, headers={"User-Agent": "mmtok", "Accept": "*/*"})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise RefusedError(400, f"the media URL answered {answer.status}, expected 200")
+        body = answer.read(limits.media_bytes + 1)
+    except (OSError, http.client.HTTPException, ValueError):
+        raise RefusedError(400, "the media URL cannot be fetched") from None
+    finally:
+        connection.close()
+    if len(body) > limits.media_bytes:
+        raise RefusedError(413, f"media above {limits.media_bytes} bytes")
+    return body
+
+
+def public_address(host: str, port: int) -> str:
+    """The address to connect to.
+
+    Raises:
+        RefusedError: unknown host, or one of its addresses is not public.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise RefusedError(400, "the media URL's host is unknown") from None
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    for address in addresses:
+        inner = getattr(address, "ipv4_mapped", None) or address
+        if not inner.is_global or inner.is_multicast:
+            raise RefusedError(400, "the media URL's host is not a public address")
+    return str(addresses[0])
+
+
+class _Pinned(http.client.HTTPConnection):
+    """A connection to one address, with the host's name in its headers and certificate check."""
+
+    def __init__(self, host: str, port: int, address: str, secure: bool) -> None:
+        super().__init__(host, port, timeout=TIMEOUT_S)
+        self._address, self._secure = address, secure
+
+    def connect(self) -> None:
+        """Open the socket to the address that was checked."""
+        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        if self._secure:
+            context = ssl.create_default_context()
+            self.sock = context.wrap_socket(self.sock, server_hostname=self.host)

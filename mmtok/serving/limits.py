@@ -1,0 +1,48 @@
+"""What a server accepts, and the errors it answers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds of one request and of all of them together.
+
+    Attributes:
+        body_bytes: of a whole request.
+        media_bytes: of one picture or video, decoded from base64 or fetched.
+        media: pictures and videos in one request.
+        pixels: of all pictures and sampled frames of one request together.
+        frames: sampled from one video.
+        new_tokens: of one answer.
+        text: characters of the question.
+        waiting: requests that may be in work or wait for it.
+        media_root: folder below which `file://` paths may be read; None: none.
+        remote: whether http(s) URLs are fetched, from public addresses and without redirects.
+    """
+
+    body_bytes: int = 32 * 2**20
+    media_bytes: int = 24 * 2**20
+    media: int = 16
+    pixels: int = 2**24
+    frames: int = 32
+    new_tokens: int = 1024
+    text: int = 20_000
+    waiting: int = 256
+    media_root: Path | None = None
+    remote: bool = False
+
+
+class RefusedError(Exception):
+    """A request that is answered with an HTTP status and a reason.
+
+    Args:
+        status: HTTP status code.
+        reason: one line for the client.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason

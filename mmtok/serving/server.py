@@ -1,0 +1,209 @@
+"""An OpenAI-compatible chat endpoint over a pipeline, with a ledger in every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+import traceback
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from mmtok.serving.batching import Answer, Batcher
+from mmtok.serving.chat import Ask, read_request
+from mmtok.serving.limits import Limits, RefusedError
+
+if TYPE_CHECKING:
+    from mmtok.pipeline import Pipeline
+
+
+class _Metrics:
+    """What Prometheus reads."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "mmtok_requests", "Requests by status.", ["status"], registry=self.registry
+        )
+        self.tokens = Counter("mmtok_tokens", "Tokens by kind.", ["kind"], registry=self.registry)
+        self.seconds = Histogram(
+            "mmtok_request_seconds", "From request to answer.", registry=self.registry
+        )
+        self.batch = Histogram(
+            "mmtok_batch_size",
+            "Requests answered together.",
+            buckets=(1, 2, 4, 8, 16),
+            registry=self.registry,
+        )
+        self.inside = Gauge("mmtok_requests_inside", "In work or waiting.", registry=self.registry)
+
+    def answered(self, answer: Answer) -> None:
+        """Add one answer."""
+        self.batch.observe(answer.batch)
+        self.tokens.labels("prompt").inc(answer.prompt_tokens)
+        self.tokens.labels("completion").inc(answer.new_tokens)
+
+
+class _Desk:
+    """Takes requests in, as many as the limits allow, and brings them to the batcher."""
+
+    def __init__(self, pipe: Pipeline, limits: Limits, api_key: str | None, batch: int) -> None:
+        self.pipe, self.limits, self.api_key = pipe, limits, api_key
+        self.batcher = Batcher(pipe, size=batch)
+        self.metrics = _Metrics()
+        self.inside = 0
+        # Only so many requests are held decoded at once; the others wait as the bytes they are.
+        self.decoded = asyncio.Semaphore(2 * batch)
+
+    def check_key(self, request: Request) -> None:
+        """Refuse a client without the key."""
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if self.api_key is not None and not secrets.compare_digest(given, self.api_key.encode()):
+            raise RefusedError(401, "missing or wrong API key")
+
+    async def serve(self, request: Request) -> Response:
+        """The answer to one request, or the refusal of it."""
+        began = time.monotonic()
+        self.inside += 1
+        self.metrics.inside.set(self.inside)
+        try:
+            self.check_key(request)
+            if self.inside > self.limits.waiting:
+                raise RefusedError(429, f"{self.limits.waiting} requests are inside, try later")
+            data = await _body(request, self.limits.body_bytes)
+            async with self.decoded:
+                wanted = await asyncio.to_thread(lambda: read_request(_json(data), self.limits))
+                answer = await asyncio.wrap_future(self.batcher.submit(wanted))
+            self.metrics.answered(answer)
+            reply = _reply(self.pipe, wanted, answer)
+        except RefusedError as error:
+            reply = _refusal(error)
+        except Exception:
+            traceback.print_exc()
+            reply = _refusal(RefusedError(500, "a bug in mmtok: see the server's log"))
+        finally:
+            self.inside -= 1
+            self.metrics.inside.set(self.inside)
+        self.metrics.requests.labels(str(reply.status_code)).inc()
+        self.metrics.seconds.observe(time.monotonic() - began)
+        return reply
+
+
+def create_app(
+    pipe: Pipeline, *, limits: Limits | None = None, api_key: str | None = None, batch: int = 8
+) -> FastAPI:
+    """The application. When it stops, what is inside is answered first.
+
+    Args:
+        pipe: answers.
+        limits: of requests.
+        api_key: what clients must send as a bearer token; None: nothing.
+        batch: most requests answered together.
+    """
+    desk = _Desk(pipe, limits or Limits(), api_key, batch)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(desk.batcher.close)
+
+    app = FastAPI(title="mmtok", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok", "model": pipe.lvlm.name, "reduce": pipe.spec}
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        text = generate_latest(desk.metrics.registry)
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    def models(request: Request) -> Response:
+        try:
+            desk.check_key(request)
+        except RefusedError as error:
+            return _refusal(error)
+        card = {"id": pipe.lvlm.name, "object": "model", "created": 0, "owned_by": "mmtok"}
+        return JSONResponse({"object": "list", "data": [card]})
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        return await desk.serve(request)
+
+    return app
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The request's body, never more of it than allowed."""
+    refusal = RefusedError(413, f"request above {most} bytes")
+    stated = request.headers.get("content-length", "0")
+    if stated.isdigit() and int(stated) > most:
+        raise refusal
+    parts, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > most:
+            raise refusal
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise RefusedError(400, "the body is not JSON") from None
+
+
+def _refusal(error: RefusedError) -> Response:
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    body = {"message": error.reason, "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": body}, status_code=error.status)
+
+
+def _reply(pipe: Pipeline, wanted: Ask, answer: Answer) -> Response:
+    most = dict(wanted.options)["max_new_tokens"]
+    usage = {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.new_tokens,
+        "total_tokens": answer.prompt_tokens + answer.new_tokens,
+        "mmtok": {"batch": answer.batch, "ledger": answer.ledger.to_dict()},
+    }
+    common = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": pipe.lvlm.name,
+    }
+    reason = "length" if answer.new_tokens >= most else "stop"
+    if wanted.stream:
+        events = _events(common, answer.text, reason, usage if wanted.stream_usage else None)
+        return StreamingResponse(events, media_type="text/event-stream")
+    message = {"role": "assistant", "content": answer.text}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+    whole = {"object": "chat.completion", "choices": [choice], "usage": usage}
+    return JSONResponse(common | whole)
+
+
+def _events(
+    common: dict[str, Any], text: str, reason: str, usage: dict[str, Any] | None
+) -> Iterator[str]:
+    """The answer as server-sent events: its text in one piece, then why it ended."""
+    deltas = [({"role": "assistant", "content": text}, None), ({}, reason)]
+    for delta, ended in deltas:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": ended}
+        yield _event(common | {"object": "chat.completion.chunk", "choices": [choice]})
+    if usage is not None:
+        yield _event(common | {"object": "chat.completion.chunk", "choices": [], "usage": usage})
+    yield "data: [DONE]\n\n"
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"
