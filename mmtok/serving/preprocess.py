@@ -54,7 +54,16 @@ class Job:
 
 @dataclass(kw_only=True)
 class Summary:
-    """What a run did: items done, skipped because they were there, failed; and the result."""
+    """What a run did, and what the folder holds now.
+
+    Attributes:
+        done: items this run encoded.
+        skipped: items that an earlier run had dealt with.
+        failed: items in the manifest without features, from whichever run.
+        shards: shards this run wrote.
+        content_hash: of everything in the manifest.
+        errors: what this run could not read, and why.
+    """
 
     done: int = 0
     skipped: int = 0
@@ -117,9 +126,8 @@ def preprocess(
         summary.shards += 1
         summary.done += len(made)
         summary.errors += [f"{row['sources'][0]}: {row['error']}" for row in rows if row["error"]]
-        summary.failed = len(summary.errors)
-        progress(summary.done + summary.failed, total)
-    summary.content_hash = write_manifest(out)
+        progress(summary.done + len(summary.errors), total)
+    summary.content_hash, summary.failed = write_manifest(out)
     return summary
 
 

@@ -111,8 +111,8 @@ def shard_rows(out: Path) -> Iterator[Row]:
             yield json.loads(line)
 
 
-def write_manifest(out: Path) -> str:
-    """Gather the rows of all shards into the manifest; returns the content hash.
+def write_manifest(out: Path) -> tuple[str, int]:
+    """Gather the rows of all shards into the manifest; returns the content hash and the failures.
 
     The hash covers keys, status and tensors: the same for the same media and recipe, however the
     work was divided.
@@ -120,7 +120,7 @@ def write_manifest(out: Path) -> str:
     rows = sorted(shard_rows(out), key=lambda row: str(row["key"]))
     with whole(out / "manifest.jsonl") as temporary, temporary.open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    return content_hash(rows)
+    return content_hash(rows), sum(row["status"] == "error" for row in rows)
 
 
 def content_hash(rows: Iterable[Row]) -> str:
