@@ -242,6 +242,8 @@ def test_many_at_once_good_and_bad(client: Any, port: int, pipe: Pipeline) -> No
         "169.254.169.254",
         "[::1]",
         "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
         "0.0.0.0",
         "2130706433",
         "0x7f.1",

@@ -16,12 +16,13 @@ from mmtok import InputError, Pipeline
 from mmtok.models.lvlm import LVLM
 from mmtok.pruning import build
 from mmtok.serving.export import export, read_hf
-from mmtok.serving.preprocess import Job, Summary, preprocess
+from mmtok.serving.preprocess import preprocess
 from mmtok.serving.recipe import Recipe, check_reducers
 from mmtok.serving.replay import prompt_inputs
 from mmtok.serving.shards import read_item, read_manifest
 from mmtok.serving.sources import list_sources
 from mmtok.serving.verify import verify
+from mmtok.serving.work import Job, Summary
 from tests.conftest import picture, tiny_model
 from tests.videos import write
 
@@ -30,7 +31,8 @@ SPEC = "random(keep=0.3)"
 
 def recipe(spec: str = SPEC, **changes: Any) -> Recipe:
     fields = {"model": "m", "revision": "r", "text": "", "frames": None, "fps": None}
-    return Recipe(reduce=spec, dtype="float32", **(fields | changes))
+    fields["dtype"] = "float32"
+    return Recipe(reduce=spec, **(fields | changes))
 
 
 def tiny(family: str) -> LVLM:

@@ -18,6 +18,7 @@ from mmtok.cli import (
     demo,
     encode,
     eval as evaluation,
+    export,
     inspect,
     listing,
     plan,
@@ -25,6 +26,7 @@ from mmtok.cli import (
     profile,
     run,
     serve,
+    verify,
 )
 from mmtok.cli.output import say
 from mmtok.errors import InputError
@@ -55,8 +57,8 @@ app.command("profile")(profile.profile)
 app.command("list")(listing.listing)
 app.add_typer(evaluation.app, name="eval")
 app.command("preprocess")(preprocess.preprocess)
-app.command("export")(preprocess.export)
-app.command("verify")(preprocess.verify)
+app.command("export")(export.export)
+app.command("verify")(verify.verify)
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("encode")(encode.encode)

@@ -1,11 +1,12 @@
-"""`mmtok preprocess`, `verify`, `export`: media to shards of features, their check, their use."""
+"""`mmtok preprocess`: media to shards of pruned features."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -15,78 +16,220 @@ from mmtok.cli.output import answer, quiet, say
 from mmtok.errors import InputError
 
 if TYPE_CHECKING:
-    pass
+    from mmtok.pruning import Reducer
+    from mmtok.serving.recipe import Recipe
+    from mmtok.serving.sources import Source
+    from mmtok.serving.work import Job
 
-Out = Annotated[Path, typer.Option("--out", help="Folder for shards and manifest.")]
+_MediaIn = Annotated[
+    Path, typer.Argument(metavar="IN", help="Folder, file, .txt, .jsonl, .tar or .parquet.")
+]
+_Out = Annotated[Path, typer.Option("--out", help="Folder for shards and manifest.")]
+_Text = Annotated[str, typer.Option("--text", help="What query-aware reducers read.")]
+_Dtype = Annotated[
+    str, typer.Option("--dtype", help="Of the stored features; auto: the model's own.")
+]
+_Column = Annotated[str, typer.Option("--column", help="Of a Parquet file.")]
+_ShardSize = Annotated[int, typer.Option("--shard-size", help="Items of a shard.")]
+_Batch = Annotated[int, typer.Option("--batch", help="Pictures encoded at once.")]
+_Shards = Annotated[int, typer.Option("--shards", help="Divide the work by so many.")]
+_ShardIndex = Annotated[int, typer.Option("--shard-index", help="This run's part.")]
+_OnError = Annotated[str, typer.Option("--on-error", help="skip or fail.")]
+_Format = Annotated[
+    str, typer.Option("--format", help="Of shards: safetensors, tar, parquet or arrow.")
+]
+_Engine = Annotated[str, typer.Option("--engine", help="threads, or ray: on a cluster.")]
+_Workers = Annotated[int, typer.Option("--workers", help="Encoders that Ray runs.")]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what it would write and cost; write nothing.")
+]
 
 
 def preprocess(
-    media: Annotated[
-        Path, typer.Argument(metavar="IN", help="Folder, file, .txt, .jsonl, .tar or .parquet.")
-    ],
-    out: Out,
+    media: _MediaIn,
+    out: _Out,
     model: opt.Model = "tiny",
     dummy: opt.Dummy = False,
     reduce: opt.Reduce = [],  # noqa: B006  # typer copies it
-    text: Annotated[str, typer.Option("--text", help="What query-aware reducers read.")] = "",
+    text: _Text = "",
     frames: opt.Frames = None,
     fps: opt.Fps = None,
     device: opt.Device = "auto",
-    dtype: opt.Dtype = "float16",
+    dtype: _Dtype = "auto",
     seed: opt.Seed = 0,
-    column: Annotated[str, typer.Option("--column", help="Of a Parquet file.")] = "image",
-    shard_size: Annotated[int, typer.Option("--shard-size", help="Items of a shard.")] = 64,
-    batch: Annotated[int, typer.Option("--batch", help="Pictures encoded at once.")] = 16,
-    shards: Annotated[int, typer.Option("--shards", help="Divide the work by so many.")] = 1,
-    shard_index: Annotated[int, typer.Option("--shard-index", help="This run's part.")] = 0,
-    on_error: Annotated[str, typer.Option("--on-error", help="skip or fail.")] = "skip",
+    column: _Column = "image",
+    shard_size: _ShardSize = 64,
+    batch: _Batch = 16,
+    shards: _Shards = 1,
+    shard_index: _ShardIndex = 0,
+    on_error: _OnError = "skip",
+    form: _Format = "safetensors",
+    engine: _Engine = "threads",
+    workers: _Workers = 1,
+    dry_run: _DryRun = False,
     as_json: opt.Json = False,
 ) -> None:
     """Encode and prune a collection of images and videos, resumably."""
-    for name, value in (("--shard-size", shard_size), ("--batch", batch), ("--shards", shards)):
-        at_least(name, value)
-    if not 0 <= shard_index < shards:
-        raise InputError(f"--shard-index must be below --shards {shards}, got {shard_index}")
-    if on_error not in ("skip", "fail"):
-        raise InputError(f"--on-error must be skip or fail, got {on_error!r}")
+    job = _job(shard_size, batch, shards, shard_index, on_error, form)
+    at_least("--workers", workers)
+    if engine not in ("threads", "ray"):
+        raise InputError(f"--engine must be threads or ray, got {engine!r}")
+    if frames is not None and fps is not None:
+        raise InputError("--frames and --fps: expected one of them, not both")
     quiet()
     from mmtok.serving.sources import list_sources
 
     sources = list_sources(media, column)
-    from mmtok import load
-    from mmtok.pruning import build
-    from mmtok.serving.preprocess import Job
-    from mmtok.serving.preprocess import preprocess as run
-    from mmtok.serving.recipe import Recipe, check_reducers, fingerprint
+    task = _Task(sources, out, model, dummy, seed, list(reduce), text, frames, fps, device, dtype)
+    if dry_run:
+        made = task.estimate(job)
+    else:
+        made = task.run(job) if engine == "threads" else task.run_on_ray(job, workers)
+    for line in made["errors"]:
+        say(f"failed: {line}")
+    if as_json:
+        answer(made)
+    if made["failed"]:
+        raise typer.Exit(3)
 
-    reducers = build(reduce)
-    check_reducers(reducers)
-    say(f"{len(sources)} items; loading {model} ...")
-    lvlm = load(model, dummy=dummy, device=device, seed=seed)
-    recipe = Recipe(
-        model=model,
-        revision=fingerprint(lvlm, dummy=dummy, seed=seed),
-        reduce=" + ".join(r.spec for r in reducers) or "none",
-        text=text,
-        frames=None if fps else frames,
-        fps=fps,
-        dtype=str(lvlm.dtype).removeprefix("torch.") if dtype == "auto" else dtype,
-    )
-    job = Job(
-        shard_size=shard_size,
+
+def _job(size: int, batch: int, shards: int, index: int, on_error: str, form: str) -> Job:
+    """The job of some options.
+
+    Raises:
+        InputError: one of them is out of range.
+    """
+    from mmtok.serving.formats import FORMATS, need_pyarrow
+    from mmtok.serving.work import Job
+
+    for name, value in (("--shard-size", size), ("--batch", batch), ("--shards", shards)):
+        at_least(name, value)
+    if not 0 <= index < shards:
+        raise InputError(f"--shard-index must be below --shards {shards}, got {index}")
+    if on_error not in ("skip", "fail"):
+        raise InputError(f"--on-error must be skip or fail, got {on_error!r}")
+    if form not in FORMATS:
+        raise InputError(f"--format must be one of {', '.join(FORMATS)}; got {form!r}")
+    if form in ("parquet", "arrow"):
+        need_pyarrow()
+    return Job(
+        shard_size=size,
         batch_size=batch,
         shards=shards,
-        index=shard_index,
-        on_error="skip" if on_error == "skip" else "fail",
+        index=index,
+        on_error=cast(Literal["skip", "fail"], on_error),
+        format=form,
     )
-    made = run(sources, out, lvlm, reducers, recipe, job, _progress())
-    for line in made.errors:
-        say(f"failed: {line}")
-    say(f"{made.done} done, {made.skipped} skipped, {made.failed} failed; {out}/manifest.jsonl")
-    if as_json:
-        answer(made.to_dict())
-    if made.failed:
-        raise typer.Exit(3)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be made of the media; the options as they were given."""
+
+    sources: Sequence[Source]
+    out: Path
+    model: str
+    dummy: bool
+    seed: int
+    reduce: list[str]
+    text: str
+    frames: int | None
+    fps: float | None
+    device: str
+    dtype: str
+
+    def estimate(self, job: Job) -> dict[str, Any]:
+        """A dry run."""
+        from mmtok.accounting.ledger import si
+        from mmtok.models.load import load_config, published_config
+        from mmtok.serving.estimate import estimate
+
+        config = load_config(self.model) if self.dummy else published_config(self.model)
+        dtype = self._dtype(str(config.dtype or "float32").removeprefix("torch."))
+        made = estimate(
+            self.sources,
+            config,
+            self._reducers(),
+            job,
+            dtype=dtype,
+            frames=self.frames,
+            fps=self.fps,
+        )
+        say(
+            f"{made.items} items in {made.shards} shards, {made.failed} unreadable; visual tokens "
+            f"{made.tokens_in:,} -> {made.tokens_out:,}; {si(made.bytes)}B as {dtype}; "
+            f"{si(made.flops)}FLOP to encode and select"
+        )
+        return made.to_dict() | {"dry_run": True, "dtype": dtype}
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """In this process."""
+        from mmtok import load
+        from mmtok.serving.preprocess import preprocess
+
+        reducers = self._reducers()
+        say(f"{len(self.sources)} items; loading {self.model} ...")
+        lvlm = load(self.model, dummy=self.dummy, device=self.device, seed=self.seed)
+        recipe = self._recipe(lvlm.config, str(lvlm.dtype).removeprefix("torch."))
+        made = preprocess(self.sources, self.out, lvlm, reducers, recipe, job, _progress())
+        return self._said(made.to_dict())
+
+    def run_on_ray(self, job: Job, workers: int) -> dict[str, Any]:
+        """On a cluster; the model is loaded by its workers alone."""
+        from mmtok.models.load import load_config, published_config
+        from mmtok.serving.ray_engine import connect, preprocess_on_ray
+
+        if self.dtype == "auto":
+            raise InputError("--engine ray needs --dtype: the model is not loaded here")
+        connect()
+        config = load_config(self.model) if self.dummy else published_config(self.model)
+        recipe, specs = self._recipe(config, self.dtype), [r.spec for r in self._reducers()]
+        made = preprocess_on_ray(
+            self.sources,
+            self.out,
+            specs,
+            recipe,
+            job,
+            workers=workers,
+            device=self.device,
+            progress=_progress(),
+        )
+        return self._said(made.to_dict())
+
+    def _reducers(self) -> list[Reducer]:
+        from mmtok.pruning import build
+        from mmtok.serving.recipe import check_reducers
+
+        reducers = build(self.reduce)
+        check_reducers(reducers)
+        return reducers
+
+    def _recipe(self, config: Any, dtype: str) -> Recipe:
+        from mmtok.serving.recipe import Recipe, fingerprint
+
+        return Recipe(
+            model=self.model,
+            revision=fingerprint(self.model, config, dummy=self.dummy, seed=self.seed),
+            reduce=" + ".join(r.spec for r in self._reducers()) or "none",
+            text=self.text,
+            frames=self.frames,
+            fps=self.fps,
+            dtype=self._dtype(dtype),
+        )
+
+    def _dtype(self, own: str) -> str:
+        if self.dtype not in ("auto", "float32", "float16", "bfloat16"):
+            raise InputError(
+                f"--dtype must be auto, float32, float16 or bfloat16, got {self.dtype!r}"
+            )
+        return own if self.dtype == "auto" else self.dtype
+
+    def _said(self, made: dict[str, Any]) -> dict[str, Any]:
+        say(
+            f"{made['done']} done, {made['skipped']} skipped, {made['failed']} failed; "
+            f"{self.out}/manifest.jsonl"
+        )
+        return made
 
 
 def _progress() -> Callable[[int, int], None]:
@@ -104,44 +247,3 @@ def _progress() -> Callable[[int, int], None]:
         )
 
     return show
-
-
-def verify(
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that preprocess made.")],
-    as_json: opt.Json = False,
-) -> None:
-    """Check every shard of a preprocessed folder against its manifest."""
-    from mmtok.serving.verify import verify as check
-
-    problems = check(out)
-    for line in problems:
-        say(line)
-    say(f"{len(problems)} problems" if problems else "all well")
-    if as_json:
-        answer({"problems": problems})
-    if problems:
-        raise typer.Exit(3)
-
-
-def export(
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that preprocess made.")],
-    to: Annotated[str, typer.Option("--to", help="vllm, sglang, lmdeploy or hf.")],
-    into: Annotated[Path, typer.Option("--out", help="Folder for the payloads.")],
-    text: Annotated[str, typer.Option("--text", help="The question, where a prompt is sent.")] = "",
-    server_version: Annotated[
-        str | None, typer.Option("--server-version", help="Where forms differ, such as 0.4.6.")
-    ] = None,
-    device: opt.Device = "auto",
-    as_json: opt.Json = False,
-) -> None:
-    """Write preprocessed features in the form that a server takes."""
-    quiet()
-    from mmtok.serving.export import export as write
-    from mmtok.serving.recipe import load_recipe, reload
-
-    recipe = load_recipe(out)
-    say(f"loading {recipe.model} ...")
-    done = write(out, to, into, reload(recipe, device), text, server_version)
-    say(f"{len(done)} items; {into}/index.jsonl")
-    if as_json:
-        answer({"target": to, "items": len(done), "out": str(into)})

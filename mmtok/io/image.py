@@ -7,10 +7,12 @@ about 4 bytes a pixel for each of at most four copies, 1 GiB at the default limi
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mmtok.errors import InputError
 from mmtok.io.files import check_file, reason
@@ -43,6 +45,25 @@ def load_image(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Im
         InputError: no such file, a directory, an empty file, not an image, a damaged or truncated
             image, one above the limits, or one in floating point or wider than 16 bits.
     """
+    with _opened(path, max_pixels) as opened:
+        opened.load()
+        return to_rgb(opened, name=str(path))
+
+
+def image_size(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of what `load_image` would give, from the file's header alone.
+
+    Raises:
+        InputError: as `load_image`, as far as the header tells.
+    """
+    with _opened(path, max_pixels) as opened:
+        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (opened.height, opened.width) if turned else opened.size
+
+
+@contextmanager
+def _opened(path: str | PathLike[str], max_pixels: int) -> Iterator[Image.Image]:
+    """An image file whose header is read and within the limits; all errors in one line."""
     file = check_file(path, _EXPECTED)
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
@@ -53,8 +74,7 @@ def load_image(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Im
             warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
             with Image.open(file, formats=formats) as opened:
                 check_size(opened.size, max_pixels=max_pixels, name=str(file))
-                opened.load()
-                return to_rgb(opened, name=str(file))
+                yield opened
     except (InputError, MemoryError):
         raise
     except Image.DecompressionBombError as error:

@@ -115,15 +115,12 @@ def _random(name: str, where: torch.device, seed: int, **options: Any) -> tuple[
 
 
 def _pretrained(name: str, revision: str | None, **options: Any) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from mmtok.models.speech import SPEECH, chat_template
 
-    source = model_folder(name)
-    common = {"revision": revision} if revision else {}
-    with _clear_errors(name):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
-    _check_reads_images(config, name)
+    config = published_config(name, revision)
+    source, common = model_folder(name), {"revision": revision} if revision else {}
     with _clear_errors(name):
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False, **common)
         model = AutoModelForImageTextToText.from_pretrained(
@@ -132,6 +129,22 @@ def _pretrained(name: str, revision: str | None, **options: Any) -> tuple[Any, A
     if processor.chat_template is None and config.model_type in SPEECH:
         processor.chat_template = chat_template(SPEECH[config.model_type])
     return model, processor
+
+
+def published_config(name: str, revision: str | None = None) -> Any:
+    """The configuration that comes with a model's weights; these are not read.
+
+    Raises:
+        InputError: as `load` does.
+    """
+    from transformers import AutoConfig
+
+    common = {"revision": revision} if revision else {}
+    source = model_folder(name)
+    with _clear_errors(name):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
+    _check_reads_images(config, name)
+    return config
 
 
 def model_folder(name: str) -> str:

@@ -99,7 +99,8 @@ class Batcher:
                 return []
             key = self._queue[0][0].batch_key
             taken = [pair for pair in self._queue if pair[0].batch_key == key][: self.size]
-            self._queue = deque(pair for pair in self._queue if pair not in taken)
+            gone = {id(pair) for pair in taken}  # comparing requests would compare pictures
+            self._queue = deque(pair for pair in self._queue if id(pair) not in gone)
             return taken
 
     def _answer(self, batch: Sequence[tuple[Ask, Future[Answer]]]) -> None:

@@ -84,24 +84,51 @@ def decode(source: Source, recipe: Recipe) -> Image | Clip:
         raise InputError(f"{source.name}: {said}" if said != str(error) else said) from None
 
 
+def model_inputs(lvlm: LVLM, media: Sequence[Image | Clip], recipe: Recipe) -> dict[str, Tensor]:
+    """The processor's part: one prompt for each picture or clip, on the model's device.
+
+    Raises:
+        InputError: the processor refuses one of them.
+    """
+    return lvlm.inputs_batch(
+        [
+            (None, [item], recipe.text) if isinstance(item, Clip) else ([item], None, recipe.text)
+            for item in media
+        ]
+    )
+
+
 def encode_batch(
-    lvlm: LVLM, reduction: Reduction, media: Sequence[Image | Clip], recipe: Recipe
+    lvlm: LVLM,
+    reduction: Reduction,
+    media: Sequence[Image | Clip],
+    inputs: dict[str, Tensor],
+    recipe: Recipe,
 ) -> list[Features]:
     """Run the vision tower and the reducers on several pictures or clips at once.
 
+    Args:
+        lvlm: the model.
+        reduction: of that model.
+        media: what `inputs` was made of.
+        inputs: from `model_inputs`.
+        recipe: names the stored type.
+
     Raises:
-        InputError: the processor or a reducer refuses one of them.
+        InputError: a reducer refuses one of them, or features do not fit the stored type.
     """
-    prompts = [
-        (None, [item], recipe.text) if isinstance(item, Clip) else ([item], None, recipe.text)
-        for item in media
-    ]
     with torch.inference_mode():
-        inputs = lvlm.inputs_batch(prompts)
         parts = reduction.encode(inputs)
     length = inputs["input_ids"].shape[1]
     dtype = getattr(torch, recipe.dtype)
-    return [_collect(parts, row, length, item, dtype) for row, item in enumerate(media)]
+    made = [_collect(parts, row, length, item, dtype) for row, item in enumerate(media)]
+    for found in made:
+        if not all(bool(x.isfinite().all()) for x in (found.features, *found.deepstack)):
+            raise InputError(
+                f"{lvlm.name}: its features hold NaN or infinity as {recipe.dtype}; "
+                "expected finite ones, perhaps with --dtype auto"
+            )
+    return made
 
 
 def _collect(

@@ -12,12 +12,18 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from mmtok.serving.limits import Limits, RefusedError
 
 TIMEOUT_S = 10.0
+"""Longest silence of a remote host."""
+TOTAL_S = 60.0
+"""Longest fetch: a host that sends a byte now and then is not silent."""
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def fetch(url: str, limits: Limits) -> bytes:
@@ -78,6 +84,8 @@ def _remote(parts: SplitResult, port: int | None, limits: Limits) -> bytes:
     address = public_address(host, port)
     connection = _Pinned(host, port, address, secure)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    deadline = threading.Timer(TOTAL_S, connection.stop)
+    deadline.start()
     try:
         connection.request("GET", target, headers={"User-Agent": "mmtok", "Accept": "*/*"})
         answer = connection.getresponse()
@@ -87,7 +95,10 @@ def _remote(parts: SplitResult, port: int | None, limits: Limits) -> bytes:
     except (OSError, http.client.HTTPException, ValueError):
         raise RefusedError(400, "the media URL cannot be fetched") from None
     finally:
+        deadline.cancel()
         connection.close()
+    if connection.stopped:
+        raise RefusedError(400, f"the media URL took longer than {TOTAL_S:.0f} s")
     if len(body) > limits.media_bytes:
         raise RefusedError(413, f"media above {limits.media_bytes} bytes")
     return body
@@ -105,10 +116,22 @@ def public_address(host: str, port: int) -> str:
         raise RefusedError(400, "the media URL's host is unknown") from None
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     for address in addresses:
-        inner = getattr(address, "ipv4_mapped", None) or address
-        if not inner.is_global or inner.is_multicast:
+        if not all(a.is_global and not a.is_multicast for a in _meant(address)):
             raise RefusedError(400, "the media URL's host is not a public address")
     return str(addresses[0])
+
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _meant(address: _Address) -> list[_Address]:
+    """Where an address leads: the IPv4 one inside it (mapped, 6to4, Teredo, NAT64), or itself."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if address in _NAT64:
+        inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return [found for found in inner if found is not None] or [address]
 
 
 class _Pinned(http.client.HTTPConnection):
@@ -116,7 +139,7 @@ class _Pinned(http.client.HTTPConnection):
 
     def __init__(self, host: str, port: int, address: str, secure: bool) -> None:
         super().__init__(host, port, timeout=TIMEOUT_S)
-        self._address, self._secure = address, secure
+        self._address, self._secure, self.stopped = address, secure, False
 
     def connect(self) -> None:
         """Open the socket to the address that was checked."""
@@ -124,3 +147,10 @@ class _Pinned(http.client.HTTPConnection):
         if self._secure:
             context = ssl.create_default_context()
             self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+
+    def stop(self) -> None:
+        """End whatever waits for the other side, from another thread."""
+        self.stopped = True
+        if self.sock is not None:
+            with suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)

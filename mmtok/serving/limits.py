@@ -12,6 +12,7 @@ class Limits:
 
     Attributes:
         body_bytes: of a whole request.
+        body_s: how long a request's body may take to come in.
         media_bytes: of one picture or video, decoded from base64 or fetched.
         media: pictures and videos in one request.
         pixels: of all pictures and sampled frames of one request together.
@@ -24,6 +25,7 @@ class Limits:
     """
 
     body_bytes: int = 32 * 2**20
+    body_s: float = 60.0
     media_bytes: int = 24 * 2**20
     media: int = 16
     pixels: int = 2**24

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
 from mmtok.io.files import reason
@@ -74,25 +75,32 @@ def check_reducers(reducers: list[Reducer]) -> None:
             )
 
 
-def fingerprint(lvlm: LVLM, *, dummy: bool, seed: int) -> str:
+def fingerprint(name: str, config: Any, *, dummy: bool, seed: int) -> str:
     """What tells one set of weights from another: a hub commit, or a hash of the files.
 
     Args:
-        lvlm: a loaded model.
+        name: what the model is loaded by.
+        config: its configuration.
         dummy: its weights are random ...
         seed: ... and drawn from this seed.
     """
     if dummy:
         return f"random:{seed}"
-    commit = getattr(lvlm.config, "_commit_hash", None)
+    commit = getattr(config, "_commit_hash", None)
     if commit:
         return str(commit)
-    digest = hashlib.sha256()
-    for file in sorted(Path(model_folder(lvlm.name)).glob("*.safetensors")):
+    digest, folder = hashlib.sha256(), Path(model_folder(name))
+    # the processor's files decide what the tower sees as much as the weights do
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
         with file.open("rb") as opened:
             while block := opened.read(2**20):
                 digest.update(block)
     return f"sha256:{digest.hexdigest()}"
+
+
+def versions() -> dict[str, str]:
+    """Of what made the features, for the record."""
+    return {name: version(name) for name in ("mmtok", "torch", "transformers", "pillow")}
 
 
 def load_recipe(out: Path) -> Recipe:
@@ -123,7 +131,7 @@ def reload(recipe: Recipe, device: str = "auto") -> LVLM:
     commit = None if dummy or kind == "sha256" else recipe.revision
     number = int(seed) if dummy else 0
     lvlm = load(recipe.model, dummy=dummy, device=device, revision=commit, seed=number)
-    found = fingerprint(lvlm, dummy=dummy, seed=number)
+    found = fingerprint(recipe.model, lvlm.config, dummy=dummy, seed=number)
     if found != recipe.revision:
         raise InputError(
             f"{recipe.model}: its weights are {found}, the features were made with "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.requests import ClientDisconnect
 
 from mmtok.serving.batching import Answer, Batcher
 from mmtok.serving.chat import Ask, read_request
@@ -77,7 +78,7 @@ class _Desk:
             self.check_key(request)
             if self.inside > self.limits.waiting:
                 raise RefusedError(429, f"{self.limits.waiting} requests are inside, try later")
-            data = await _body(request, self.limits.body_bytes)
+            data = await _body(request, self.limits)
             async with self.decoded:
                 wanted = await asyncio.to_thread(lambda: read_request(_json(data), self.limits))
                 answer = await asyncio.wrap_future(self.batcher.submit(wanted))
@@ -141,18 +142,24 @@ def create_app(
     return app
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The request's body, never more of it than allowed."""
-    refusal = RefusedError(413, f"request above {most} bytes")
+async def _body(request: Request, limits: Limits) -> bytes:
+    """The request's body, never more of it than allowed, and in time."""
+    refusal = RefusedError(413, f"request above {limits.body_bytes} bytes")
     stated = request.headers.get("content-length", "0")
-    if stated.isdigit() and int(stated) > most:
+    if stated.isdigit() and int(stated) > limits.body_bytes:
         raise refusal
     parts, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > most:
-            raise refusal
-        parts.append(chunk)
+    try:
+        async with asyncio.timeout(limits.body_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limits.body_bytes:
+                    raise refusal
+                parts.append(chunk)
+    except TimeoutError:
+        raise RefusedError(408, f"the body took longer than {limits.body_s:.0f} s") from None
+    except ClientDisconnect:
+        raise RefusedError(400, "the client went away") from None
     return b"".join(parts)
 
 

@@ -1,7 +1,7 @@
 """The folder a job writes: shards of features, a row for every item, a manifest, the recipe.
 
     run.json                     the recipe; another one is refused
-    shards/<name>.safetensors    tensors "<key>.features", "<key>.kept", "<key>.position", ...
+    shards/<name>.safetensors    its items' tensors; or another of `mmtok.serving.formats`
     shards/<name>.jsonl          the rows of that shard's items, written once the tensors are
     manifest.jsonl               all rows, ordered by key
 
@@ -14,20 +14,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmtok.errors import InputError
 from mmtok.io.files import reason
+from mmtok.serving import formats
 from mmtok.serving.features import Features
-from mmtok.serving.recipe import Recipe
+from mmtok.serving.recipe import Recipe, versions
 
 Row = dict[str, Any]
 
@@ -52,7 +52,8 @@ def open_folder(out: Path, recipe: Recipe) -> None:
                 )
             return
         with whole(path) as temporary:
-            temporary.write_text(json.dumps({"recipe": json.loads(said)}, indent=1) + "\n")
+            made = {"recipe": json.loads(said), "versions": versions()}
+            temporary.write_text(json.dumps(made, indent=1) + "\n")
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{out}: not a folder this can write to ({reason(error)})") from None
 
@@ -60,7 +61,8 @@ def open_folder(out: Path, recipe: Recipe) -> None:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary file that takes the name `path` once it is complete and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # a process id alone is not unique where several machines share a disk
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -70,24 +72,28 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_shard(out: Path, made: Mapping[str, Features], rows: list[Row]) -> str:
+def write_shard(
+    out: Path, made: Mapping[str, Features], rows: list[Row], form: str = "safetensors"
+) -> str:
     """Write one shard: its tensors, then its rows. Returns its name.
 
     Args:
         out: the job's folder.
         made: key -> features, of the items that succeeded.
         rows: a row for every item; `shard` and `tensors_sha256` are added to them.
+        form: one of `mmtok.serving.formats.FORMATS`.
     """
     named = hashlib.sha256("".join(row["key"] for row in rows).encode()).hexdigest()[:16]
-    tensors: dict[str, Tensor] = {}
-    for row in rows:
-        if row["key"] in made:
-            own = made[row["key"]].tensors()
-            tensors |= {f"{row['key']}.{name}": x for name, x in own.items()}
-            row |= {"shard": named, "tensors_sha256": tensors_sha256(own)}
-    if tensors:
-        with whole(out / "shards" / f"{named}.safetensors") as temporary:
-            save_file(tensors, temporary)
+    good = [row for row in rows if row["key"] in made]
+    tensors = {row["key"]: made[row["key"]].tensors() for row in good}
+    for row in good:
+        row |= {
+            "shard": f"{named}.{form}",
+            "tensors_sha256": tensors_sha256(tensors[row["key"]]),
+        }
+    if good:
+        with whole(out / "shards" / f"{named}.{form}") as temporary:
+            formats.write(temporary, form, good, tensors)
     with whole(out / "shards" / f"{named}.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return named
@@ -104,23 +110,34 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _row_files(out: Path) -> list[Path]:
+    return sorted((out / "shards").glob("*.jsonl"))
+
+
 def shard_rows(out: Path) -> Iterator[Row]:
     """The rows of all finished shards."""
-    for path in sorted((out / "shards").glob("*.jsonl")):
+    for path in _row_files(out):
         for line in path.read_text().splitlines():
             yield json.loads(line)
 
 
-def write_manifest(out: Path) -> tuple[str, int]:
-    """Gather the rows of all shards into the manifest; returns the content hash and the failures.
+def write_manifest(out: Path) -> tuple[str, set[str]]:
+    """Gather the rows of all shards into the manifest.
 
-    The hash covers keys, status and tensors: the same for the same media and recipe, however the
-    work was divided.
+    Several workers may do so at once: whoever replaces the manifest looks afterwards whether
+    shards have come since it read them, so the last one to replace it has seen them all.
+
+    Returns:
+        The content hash, which covers keys, status and tensors: the same for the same media and
+        recipe, however the work was divided; and the keys of the items that failed.
     """
-    rows = sorted(shard_rows(out), key=lambda row: str(row["key"]))
-    with whole(out / "manifest.jsonl") as temporary, temporary.open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    return content_hash(rows), sum(row["status"] == "error" for row in rows)
+    while True:
+        seen = _row_files(out)
+        rows = sorted(shard_rows(out), key=lambda row: str(row["key"]))
+        with whole(out / "manifest.jsonl") as temporary, temporary.open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        if _row_files(out) == seen:
+            return content_hash(rows), {row["key"] for row in rows if row["status"] == "error"}
 
 
 def content_hash(rows: Iterable[Row]) -> str:
@@ -158,13 +175,8 @@ def read_item(out: Path, row: Row) -> dict[str, Tensor]:
     Raises:
         InputError: the shard is gone or damaged, or holds something else.
     """
-    path = out / "shards" / f"{row.get('shard')}.safetensors"
-    try:
-        with safe_open(path, "pt") as shard:
-            names = [n for n in shard.keys() if n.startswith(f"{row['key']}.")]  # noqa: SIM118
-            found = {n.partition(".")[2]: shard.get_tensor(n) for n in names}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+    path = out / "shards" / Path(str(row.get("shard"))).name
+    found = formats.read(path, row["key"])
     if tensors_sha256(found) != row["tensors_sha256"]:
         raise InputError(f"{path}: the tensors of {row['key'][:12]} are not what was written")
     return found

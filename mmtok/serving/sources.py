@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -56,6 +57,10 @@ class Source:
         """
         if self.cell is not None:
             return _read_cell(self.path, *self.cell)
+        return b"".join(self._blocks())
+
+    def _blocks(self) -> Iterator[bytes]:
+        """The bytes, a MiB at a time."""
         try:
             file = self.path if self.offset is not None else check_file(self.path, "a media file")
             size = file.stat().st_size if self.size is None else self.size
@@ -63,7 +68,9 @@ class Source:
                 raise InputError(f"{self.name}: {size} bytes, expected at most {MAX_BYTES}")
             with file.open("rb") as opened:
                 opened.seek(self.offset or 0)
-                return opened.read(size)
+                while size > 0 and (block := opened.read(min(size, 2**20))):
+                    size -= len(block)
+                    yield block
         except OSError as error:
             raise InputError(f"{self.name}: cannot be read ({reason(error)})") from None
 
@@ -80,7 +87,10 @@ class Source:
 
     def digest(self) -> str:
         """sha256 of the media's bytes, in hexadecimal."""
-        return hashlib.sha256(self.read()).hexdigest()
+        digest = hashlib.sha256()
+        for block in self._blocks() if self.cell is None else [self.read()]:
+            digest.update(block)
+        return digest.hexdigest()
 
 
 def list_sources(path: Path, column: str = "image") -> list[Source]:
@@ -207,8 +217,14 @@ def _table(path: Path, column: str) -> list[Source]:
     return found
 
 
+@lru_cache(maxsize=4)
+def _row_group(path: Path, group: int, column: str) -> Any:
+    """A column of a row group; neighbours are read one after the other while they are hashed."""
+    return _parquet(path).read_row_group(group, columns=[column])[column]
+
+
 def _read_cell(path: Path, group: int, row: int, column: str) -> bytes:
-    value = _parquet(path).read_row_group(group, columns=[column])[column][row].as_py()
+    value = _row_group(path, group, column)[row].as_py()
     value = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(value, bytes) or not value:
         raise InputError(f"{path}, row {row} of group {group}: {column!r} holds no bytes")

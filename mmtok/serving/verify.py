@@ -33,8 +33,8 @@ def verify(out: Path) -> list[str]:
     known = {row.get("shard") for row in rows}
     problems += [
         f"{path.name}: no item of the manifest is in it"
-        for path in sorted((out / "shards").glob("*.safetensors"))
-        if path.stem not in known
+        for path in sorted((out / "shards").glob("[!.]*"))
+        if path.suffix != ".jsonl" and path.name not in known
     ]
     return problems
 

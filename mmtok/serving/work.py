@@ -1,0 +1,136 @@
+"""What there is to do: items with their keys, cut into shards, and the rows that tell of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from mmtok.errors import InputError
+from mmtok.serving.features import Features
+from mmtok.serving.recipe import Recipe
+from mmtok.serving.shards import Row
+from mmtok.serving.sources import Source
+
+THREADS = 4
+"""Threads that read, hash and decode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """How the work is cut up; of no influence on what an item's key is.
+
+    Attributes:
+        shard_size: items of a shard.
+        batch_size: pictures encoded at once; clips go one by one.
+        shards: into how many parts the shards are divided ...
+        index: ... and which of them is this run's.
+        on_error: "skip" notes an unreadable item in the manifest, "fail" ends the run.
+        format: of the shards, one of `mmtok.serving.formats.FORMATS`.
+    """
+
+    shard_size: int = 64
+    batch_size: int = 16
+    shards: int = 1
+    index: int = 0
+    on_error: Literal["skip", "fail"] = "skip"
+    format: str = "safetensors"
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """What a run did, and what the folder holds now.
+
+    Attributes:
+        done: items this run encoded.
+        skipped: items that an earlier run had dealt with.
+        failed: items without features among all that were asked for, from whichever run.
+        shards: shards this run wrote.
+        content_hash: of everything in the manifest.
+        errors: what this run could not read, and why.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    shards: int = 0
+    content_hash: str = ""
+    errors: list[str] = field(default_factory=list)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Count one shard."""
+        self.shards += 1
+        self.done += sum(row["status"] == "ok" for row in rows)
+        self.errors += [f"{row['sources'][0]}: {row['error']}" for row in rows if row["error"]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece of work: sources with the same bytes, and why they cannot be read if so."""
+
+    key: str
+    digest: str | None
+    sources: tuple[Source, ...]
+    error: str | None = None
+
+    def row(self, made: Features | None, error: str | None) -> Row:
+        """Its row: what became of it."""
+        row: Row = {
+            "key": self.key,
+            "sources": [source.name for source in self.sources],
+            "sha256": self.digest,
+            "status": "ok" if made is not None else "error",
+            "error": error,
+        }
+        if made is not None:
+            tokens = {"tokens_in": sum(made.counts), "tokens_out": sum(made.kept_counts)}
+            row |= made.facts() | tokens
+        return row
+
+
+Digest = tuple[str | None, str | None]
+"""sha256 of a source's bytes, or why they cannot be read."""
+
+
+def digest(source: Source) -> Digest:
+    """Read and hash one source."""
+    try:
+        return source.digest(), None
+    except InputError as error:
+        return None, str(error)
+
+
+def digests(sources: Sequence[Source]) -> list[Digest]:
+    """The same for all of them, by a few threads."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(digest, sources))
+
+
+def gather(sources: Sequence[Source], hashed: Sequence[Digest], recipe: Recipe) -> list[Item]:
+    """Items of work, ordered by key; sources with the same bytes become one."""
+    found: dict[str, tuple[str | None, list[Source], str | None]] = {}
+    for source, (sha256, error) in zip(sources, hashed, strict=True):
+        missing = hashlib.sha256(f"unreadable:{source.name}".encode()).hexdigest()
+        found.setdefault(recipe.key(sha256 or missing), (sha256, [], error))[1].append(source)
+    return [
+        Item(key, sha256, tuple(same), error)
+        for key, (sha256, same, error) in sorted(found.items())
+    ]
+
+
+def divide(items: Sequence[Item], job: Job, ready: Collection[str]) -> tuple[list[list[Item]], int]:
+    """Shards that this run has to make, and how many of its items are there already.
+
+    Items are cut into shards before anything is left out, so that a resumed run cuts as the first
+    one did.
+    """
+    chunks = [items[i : i + job.shard_size] for i in range(0, len(items), job.shard_size)]
+    mine = chunks[job.index :: job.shards]
+    pending = [[item for item in chunk if item.key not in ready] for chunk in mine]
+    return [chunk for chunk in pending if chunk], sum(map(len, mine)) - sum(map(len, pending))
