@@ -58,7 +58,7 @@ def test_ray_writes_what_threads_write_and_resumes(
     command += ["--engine", "ray", "--dtype", "float32"]
     assert main(command) == 3
     got = last(capsys)
-    assert got == want
+    assert got | {"seconds": 0} == want | {"seconds": 0}
     for path in (plain / "shards").glob("*.safetensors"):
         assert path.read_bytes() == (on_ray / "shards" / path.name).read_bytes()
     sorted((on_ray / "shards").glob("*.jsonl"))[0].unlink()  # as if killed before it was done

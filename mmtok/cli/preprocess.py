@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmtok.pruning import Reducer
     from mmtok.serving.recipe import Recipe
     from mmtok.serving.sources import Source
-    from mmtok.serving.work import Job
+    from mmtok.serving.work import Job, Summary
 
 _MediaIn = Annotated[
     Path, typer.Argument(metavar="IN", help="Folder, file, .txt, .jsonl, .tar or .parquet.")
@@ -72,10 +72,7 @@ def preprocess(
     """Encode and prune a collection of images and videos, resumably."""
     job = _job(shard_size, batch, shards, shard_index, on_error, form)
     at_least("--workers", workers)
-    if engine not in ("threads", "ray"):
-        raise InputError(f"--engine must be threads or ray, got {engine!r}")
-    if frames is not None and fps is not None:
-        raise InputError("--frames and --fps: expected one of them, not both")
+    _check(engine, dtype, frames, fps)
     quiet()
     from mmtok.serving.sources import list_sources
 
@@ -122,6 +119,22 @@ def _job(size: int, batch: int, shards: int, index: int, on_error: str, form: st
     )
 
 
+def _check(engine: str, dtype: str, frames: int | None, fps: float | None) -> None:
+    """Refuse other options that make no sense, before anything slow.
+
+    Raises:
+        InputError: one of them does not.
+    """
+    if engine not in ("threads", "ray"):
+        raise InputError(f"--engine must be threads or ray, got {engine!r}")
+    if dtype not in ("auto", "float32", "float16", "bfloat16"):
+        raise InputError(f"--dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
+    if engine == "ray" and dtype == "auto":
+        raise InputError("--engine ray needs --dtype: the model is loaded by its workers alone")
+    if frames is not None and fps is not None:
+        raise InputError("--frames and --fps: expected one of them, not both")
+
+
 @dataclass(frozen=True)
 class _Task:
     """What is to be made of the media; the options as they were given."""
@@ -142,10 +155,13 @@ class _Task:
         """A dry run."""
         from mmtok.accounting.ledger import si
         from mmtok.models.load import load_config, published_config
+        from mmtok.models.weights import pick_device
         from mmtok.serving.estimate import estimate
 
         config = load_config(self.model) if self.dummy else published_config(self.model)
-        dtype = self._dtype(str(config.dtype or "float32").removeprefix("torch."))
+        on_cpu = pick_device(self.device).type == "cpu"  # where `load` takes float32
+        own = "float32" if on_cpu else str(config.dtype or "float32").removeprefix("torch.")
+        dtype = own if self.dtype == "auto" else self.dtype
         made = estimate(
             self.sources,
             config,
@@ -171,30 +187,30 @@ class _Task:
         say(f"{len(self.sources)} items; loading {self.model} ...")
         lvlm = load(self.model, dummy=self.dummy, device=self.device, seed=self.seed)
         recipe = self._recipe(lvlm.config, str(lvlm.dtype).removeprefix("torch."))
-        made = preprocess(self.sources, self.out, lvlm, reducers, recipe, job, _progress())
-        return self._said(made.to_dict())
+        return self._timed(
+            lambda: preprocess(self.sources, self.out, lvlm, reducers, recipe, job, _progress())
+        )
 
     def run_on_ray(self, job: Job, workers: int) -> dict[str, Any]:
         """On a cluster; the model is loaded by its workers alone."""
         from mmtok.models.load import load_config, published_config
         from mmtok.serving.ray_engine import connect, preprocess_on_ray
 
-        if self.dtype == "auto":
-            raise InputError("--engine ray needs --dtype: the model is not loaded here")
         connect()
         config = load_config(self.model) if self.dummy else published_config(self.model)
         recipe, specs = self._recipe(config, self.dtype), [r.spec for r in self._reducers()]
-        made = preprocess_on_ray(
-            self.sources,
-            self.out,
-            specs,
-            recipe,
-            job,
-            workers=workers,
-            device=self.device,
-            progress=_progress(),
+        return self._timed(
+            lambda: preprocess_on_ray(
+                self.sources,
+                self.out,
+                specs,
+                recipe,
+                job,
+                workers=workers,
+                device=self.device,
+                progress=_progress(),
+            )
         )
-        return self._said(made.to_dict())
 
     def _reducers(self) -> list[Reducer]:
         from mmtok.pruning import build
@@ -214,22 +230,19 @@ class _Task:
             text=self.text,
             frames=self.frames,
             fps=self.fps,
-            dtype=self._dtype(dtype),
+            dtype=dtype if self.dtype == "auto" else self.dtype,
         )
 
-    def _dtype(self, own: str) -> str:
-        if self.dtype not in ("auto", "float32", "float16", "bfloat16"):
-            raise InputError(
-                f"--dtype must be auto, float32, float16 or bfloat16, got {self.dtype!r}"
-            )
-        return own if self.dtype == "auto" else self.dtype
-
-    def _said(self, made: dict[str, Any]) -> dict[str, Any]:
+    def _timed(self, work: Callable[[], Summary]) -> dict[str, Any]:
+        """Run, and say what came of it and how long it took, loading apart."""
+        began = time.monotonic()
+        made = work()
+        seconds = time.monotonic() - began
         say(
-            f"{made['done']} done, {made['skipped']} skipped, {made['failed']} failed; "
+            f"{made.done} done, {made.skipped} skipped, {made.failed} failed in {seconds:.1f} s; "
             f"{self.out}/manifest.jsonl"
         )
-        return made
+        return made.to_dict() | {"seconds": round(seconds, 3)}
 
 
 def _progress() -> Callable[[int, int], None]:
