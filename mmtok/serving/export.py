@@ -157,7 +157,8 @@ def _hf(
     output = inputs.pop("mm_encoder_outputs")[row["kind"]].pooler_output
     made = {name: x for name, x in inputs.items() if isinstance(x, Tensor)}
     made["pooler_output"] = output if isinstance(output, Tensor) else torch.cat(output)
-    made |= {name: x for name, x in tensors.items() if name.startswith("deepstack")}
+    deep = {name: x for name, x in tensors.items() if name.startswith("deepstack")}
+    made |= {name: x.to(lvlm.dtype) for name, x in deep.items()}
     split = None if isinstance(output, Tensor) else row["kept_counts"]
     return made, {"kind": row["kind"], "split": split, "text": text}
 
