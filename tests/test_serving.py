@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from mmtok import InputError, Pipeline
 from mmtok.models.lvlm import LVLM
 from mmtok.pruning import build
+from mmtok.serving import shards, stages
 from mmtok.serving.export import export, read_hf
 from mmtok.serving.preprocess import preprocess
 from mmtok.serving.recipe import Recipe, check_reducers
@@ -110,14 +111,66 @@ def test_an_error_can_end_the_run_and_loses_no_shard(folder: Path, tmp_path: Pat
     assert run(folder, tmp_path / "out").done + run(folder, tmp_path / "out").skipped > 0
 
 
+def test_a_mended_file_is_no_failure_any_more(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "out").failed == 2
+    for name in ("cut.png", "words.jpg"):
+        picture(len(name), 50, 50).save(folder / name)
+    made = run(folder, tmp_path / "out")
+    assert (made.done, made.failed) == (2, 0)
+
+
+def test_a_shard_that_comes_while_the_manifest_is_written_is_in_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    want = run(folder, out).content_hash
+    late = sorted((out / "shards").glob("*.jsonl"))[0]
+    text = late.read_text()
+    late.unlink()
+    read = shards.shard_rows
+
+    def slow(folder: Path) -> list[dict[str, Any]]:
+        rows = list(read(folder))
+        late.write_text(text)  # another worker's
+        return rows
+
+    monkeypatch.setattr(shards, "shard_rows", slow)
+    assert shards.write_manifest(out)[0] == want
+    assert len(read_manifest(out)) == 9
+
+
+def test_one_refused_picture_costs_its_batch_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor refuses one size, a reducer another: both say so, the others are encoded."""
+    inputs, encode = stages.model_inputs, stages.encode_batch
+
+    def picky(lvlm: LVLM, media: Any, recipe: Recipe) -> Any:
+        if any(m.width == 69 for m in media):
+            raise InputError("69 is not for me")
+        return inputs(lvlm, media, recipe)
+
+    def choosy(lvlm: LVLM, reduction: Any, media: Any, made: Any, recipe: Recipe) -> Any:
+        if any(m.width == 78 for m in media):
+            raise InputError("nor is 78")
+        return encode(lvlm, reduction, media, made, recipe)
+
+    want = run(folder, tmp_path / "want", batch_size=1)
+    monkeypatch.setattr(stages, "model_inputs", picky)
+    monkeypatch.setattr(stages, "encode_batch", choosy)
+    made = run(folder, tmp_path / "out", shard_size=9, batch_size=9)
+    assert (want.done, made.done, made.failed) == (7, 5, 4)
+    assert sum("69 is not for me" in line or "nor is 78" in line for line in made.errors) == 2
+
+
 def test_verify_finds_damage(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(folder, out)
-    shards = sorted((out / "shards").glob("*.safetensors"))
-    data = bytearray(shards[0].read_bytes())
+    files = sorted((out / "shards").glob("*.safetensors"))
+    data = bytearray(files[0].read_bytes())
     data[-1] ^= 1
-    shards[0].write_bytes(data)
-    shards[1].unlink()
+    files[0].write_bytes(data)
+    files[1].unlink()
     (out / "shards" / "stray.safetensors").write_bytes(b"x")
     found = "\n".join(verify(out))
     assert "not what was written" in found
