@@ -17,7 +17,6 @@ from mmtok.cli import (
     decode,
     demo,
     encode,
-    eval as evaluation,
     export,
     inspect,
     listing,
@@ -27,6 +26,9 @@ from mmtok.cli import (
     run,
     serve,
     verify,
+)
+from mmtok.cli import (
+    eval as evaluation,
 )
 from mmtok.cli.output import say
 from mmtok.errors import InputError

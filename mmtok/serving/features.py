@@ -118,8 +118,8 @@ def encode_batch(
         InputError: a reducer refuses one of them, or features do not fit the stored type.
     """
     with torch.inference_mode():
-        parts = reduction.encode(inputs)
-    length = inputs["input_ids"].shape[1]
+        reduction.encode(inputs)
+    parts, length = reduction.media, inputs["input_ids"].shape[1]
     dtype = getattr(torch, recipe.dtype)
     made = [_collect(parts, row, length, item, dtype) for row, item in enumerate(media)]
     for found in made:

@@ -65,7 +65,8 @@ def check_reducers(reducers: list[Reducer]) -> None:
     Raises:
         InputError: a reducer acts inside the decoder, on its cache or on its logits.
     """
-    hooks = {name for name in vars(Reducer) if name.startswith(("before_", "after_", "in_", "on_"))}
+    places = ("before_", "after_", "in_", "on_", "leave_")
+    hooks = {name for name in vars(Reducer) if name.startswith(places)}
     for reducer in reducers:
         acts = {name for name in hooks if overrides(reducer, name)}
         if acts and not acts & _ENCODER_HOOKS:
