@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from mmtok import InputError, Pipeline
 from mmtok.pruning import build
-from mmtok.serving.export import export, read_hf
+from mmtok.serving.export import check, export, read_hf
 from mmtok.serving.preprocess import preprocess
 from mmtok.serving.replay import prompt_inputs
 from mmtok.serving.shards import read_item, read_manifest
@@ -108,3 +108,39 @@ def test_exports_for_servers_hold_what_they_take_or_say_why_not(tmp_path: Path) 
     assert whole["image_embeds"].shape[1] > tiny("qwen3_vl").config.text_config.hidden_size
     with pytest.raises(InputError, match="did you mean 'vllm'"):
         export(tmp_path / "llava", "vlm", tmp_path / "x", tiny("llava"))
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "internvl"])
+def test_a_prompt_of_embeddings_is_the_prompt(family: str, tmp_path: Path) -> None:
+    """Logits equal those of the same tokens through `mm_encoder_outputs`, numbered anew."""
+    (tmp_path / "in").mkdir()
+    picture(5, 90, 70).save(tmp_path / "in" / "a.png")
+    lvlm, out, to = tiny(family), tmp_path / "out", tmp_path / "to"
+    preprocess(list_sources(tmp_path / "in"), out, lvlm, build(SPEC), recipe(), Job())
+    export(out, "vllm-prompt", to, lvlm, "what is it?")
+    (row,) = read_manifest(out)
+    embeds = load_file(next(to.glob("*.safetensors")))["prompt_embeds"]
+    inputs = prompt_inputs(lvlm, [(row, read_item(out, row))], "what is it?")
+    inputs.pop("position_ids")
+    with torch.inference_mode():
+        want, got = lvlm.model(**inputs).logits, lvlm.model(inputs_embeds=embeds[None]).logits
+    assert torch.allclose(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_an_encoder_cache_holds_whole_items_alone(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    picture(5, 90, 70).save(tmp_path / "in" / "a.png")
+    lvlm = tiny("llava")
+    for keep in (1.0, 0.5):
+        spec, out, to = f"random(keep={keep})", tmp_path / f"{keep}", tmp_path / f"to-{keep}"
+        preprocess(list_sources(tmp_path / "in"), out, lvlm, build(spec), recipe(spec), Job())
+        if keep < 1:
+            with pytest.raises(InputError, match="lays out placeholders"):
+                export(out, "vllm-cache", to, lvlm)
+            continue
+        (uuid,) = export(out, "vllm-cache", to, lvlm)
+        (row,) = read_manifest(out)
+        cached = load_file(to / uuid / "encoder_cache.safetensors")["ec_cache"]
+        assert torch.equal(cached, read_item(out, row)["features"])
+    with pytest.raises(InputError, match="M-RoPE"):
+        check("vllm-prompt", "qwen2_vl", row)

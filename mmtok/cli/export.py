@@ -13,7 +13,9 @@ from mmtok.cli.output import answer, quiet, say
 
 def export(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that preprocess made.")],
-    to: Annotated[str, typer.Option("--to", help="vllm, sglang, lmdeploy or hf.")],
+    to: Annotated[
+        str, typer.Option("--to", help="vllm, vllm-prompt, vllm-cache, sglang, lmdeploy or hf.")
+    ],
     into: Annotated[Path, typer.Option("--out", help="Folder for the payloads.")],
     text: Annotated[str, typer.Option("--text", help="The question, where a prompt is sent.")] = "",
     server_version: Annotated[

@@ -35,6 +35,8 @@ Payload = tuple[dict[str, Tensor], dict[str, Any]]
 # Families whose server code counts placeholders by the features it is given, not by the picture.
 _COUNTS_FEATURES = frozenset({"llava", "paligemma", "gemma3"})
 _GRID = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+# Families whose visual tokens attend to later ones, which the model tells by their ids.
+_LOOKS_BACK = frozenset({"paligemma", "gemma3"})
 SGLANG_RENAMED = (0, 5)
 """From this version on SGLang takes {"format": "precomputed_embedding", "feature": ...}."""
 
@@ -46,10 +48,10 @@ def export(
 
     Args:
         out: the folder that preprocess made.
-        target: "vllm", "sglang", "lmdeploy" or "hf".
+        target: one of `TARGETS`.
         folder: where to write.
         lvlm: the model that the recipe names; its prompt and embeddings are needed.
-        text: the question, where the form holds a whole prompt (sglang, lmdeploy, hf).
+        text: the question, where the form holds a whole prompt.
         version: of the server, where forms differ.
 
     Returns:
@@ -75,7 +77,8 @@ def export(
                     f"of width {width}"
                 )
             made, facts = TARGETS[target](lvlm, row, tensors, text, version)
-            name = f"{row['key'][:32]}.safetensors"
+            name = _FILES.get(target, "{key:.32}.safetensors").format(key=row["key"])
+            (folder / name).parent.mkdir(exist_ok=True)
             with whole(folder / name) as file:
                 save_file({n: x.contiguous() for n, x in made.items()}, file)
             line = {"uuid": row["key"], "sources": row["sources"], "file": name}
@@ -90,8 +93,13 @@ def check(target: str, family: str, row: Row) -> None:
         InputError: with the reason.
     """
     fewer = row["tokens_in"] != row["tokens_out"]
+    served = target.startswith("vllm") or target == "sglang"
     why = None
-    if target in ("vllm", "sglang") and fewer and family in _GRID:
+    if target == "vllm-prompt" and family in _GRID | _LOOKS_BACK:
+        why = "a prompt of embeddings carries neither M-RoPE positions nor which tokens are visual"
+    elif target == "vllm-cache" and fewer:
+        why = "the server lays out placeholders from the picture before it looks into its cache"
+    elif target in ("vllm", "sglang") and fewer and family in _GRID:
         why = (
             "the server derives token counts and M-RoPE positions from the picture's grid, so a "
             "subset does not fit"
@@ -100,7 +108,7 @@ def check(target: str, family: str, row: Row) -> None:
         why = "the server lays out this family's placeholders from the picture's size"
     elif target == "lmdeploy" and family in _GRID:
         why = "input_embeddings carry no M-RoPE positions"
-    elif target in ("vllm", "sglang") and row["kind"] == "video":
+    elif served and target != "vllm-prompt" and row["kind"] == "video":
         why = "precomputed features of videos are not taken"
     if why:
         raise InputError(
@@ -113,12 +121,35 @@ def _vllm(
     lvlm: LVLM, row: Row, tensors: Mapping[str, Tensor], text: str, version: str | None
 ) -> Payload:
     """multi_modal_data of LLM(..., enable_mm_embeds=True); `uuid` is the cache key."""
-    deep = [x for name, x in sorted(tensors.items()) if name.startswith("deepstack")]
-    embeds = torch.cat([tensors["features"], *deep], dim=-1)
+    embeds = _with_deepstack(tensors)
     if lvlm.config.model_type in _GRID:
         made = {"image_embeds": embeds, "image_grid_thw": _grid(lvlm, row)}
         return made, {"modality": "image", "fields": ["image_embeds", "image_grid_thw"]}
     return {"image": embeds[None]}, {"modality": "image", "fields": ["image"]}
+
+
+def _with_deepstack(tensors: Mapping[str, Tensor]) -> Tensor:
+    deep = [x for name, x in sorted(tensors.items()) if name.startswith("deepstack")]
+    return torch.cat([tensors["features"], *deep], dim=-1)
+
+
+def _vllm_prompt(
+    lvlm: LVLM, row: Row, tensors: Mapping[str, Tensor], text: str, version: str | None
+) -> Payload:
+    """A whole prompt as embeddings (S, D), for --enable-prompt-embeds; positions count anew."""
+    ids = prompt_inputs(lvlm, [(row, dict(tensors))], text)["input_ids"][0]
+    visual = ids == getattr(lvlm.config, f"{row['kind']}_token_id")
+    with torch.inference_mode():
+        embeds = lvlm.model.get_input_embeddings()(ids.masked_fill(visual, 0))
+        embeds[visual] = tensors["features"].to(embeds)
+    return {"prompt_embeds": embeds.cpu()}, {"text": text}
+
+
+def _vllm_cache(
+    lvlm: LVLM, row: Row, tensors: Mapping[str, Tensor], text: str, version: str | None
+) -> Payload:
+    """A file of the example encoder-cache connector, in a folder named by the item's uuid."""
+    return {"ec_cache": _with_deepstack(tensors)}, {"modality": "image"}
 
 
 def _sglang(
@@ -202,7 +233,11 @@ def _version(text: str) -> tuple[int, ...]:
 
 TARGETS: dict[str, Callable[..., Payload]] = {
     "vllm": _vllm,
+    "vllm-prompt": _vllm_prompt,
+    "vllm-cache": _vllm_cache,
     "sglang": _sglang,
     "lmdeploy": _lmdeploy,
     "hf": _hf,
 }
+_FILES = {"vllm-cache": "{key}/encoder_cache.safetensors"}
+"""Names of files, where a target has its own."""
