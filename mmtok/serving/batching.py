@@ -21,6 +21,7 @@ from mmtok.serving.limits import RefusedError
 
 if TYPE_CHECKING:
     from mmtok.accounting.ledger import Ledger
+    from mmtok.models.encoder_seam import Media
     from mmtok.pipeline import Pipeline
 
 
@@ -31,6 +32,7 @@ class Answer:
     Attributes:
         text: the answer.
         prompt_tokens: of its prompt, as the processor made it.
+        visual_tokens: of its pictures and clips, before and after reduction.
         new_tokens: generated ones.
         ledger: the account of the batch it was in.
         batch: requests in that batch.
@@ -38,6 +40,7 @@ class Answer:
 
     text: str
     prompt_tokens: int
+    visual_tokens: tuple[int, int]
     new_tokens: int
     ledger: Ledger
     batch: int
@@ -121,10 +124,27 @@ class Batcher:
     def _generate(self, asks: Sequence[Ask]) -> list[Answer]:
         options: dict[str, Any] = dict(asks[0].options)
         result = self.pipe.generate_batch([ask.prompt for ask in asks], **options)
-        lengths = result.inputs["attention_mask"].sum(1).tolist()
+        mask = result.inputs["attention_mask"]
+        rows = zip(result.texts, mask.sum(1).tolist(), result.new_tokens, strict=True)
         return [
             Answer(
-                text=text, prompt_tokens=n, new_tokens=new, ledger=result.ledger, batch=len(asks)
+                text=text,
+                prompt_tokens=n,
+                visual_tokens=_visual(result.reduction.media, row, mask.shape[1]),
+                new_tokens=new,
+                ledger=result.ledger,
+                batch=len(asks),
             )
-            for text, n, new in zip(result.texts, lengths, result.new_tokens, strict=True)
+            for row, (text, n, new) in enumerate(rows)
         ]
+
+
+def _visual(media: Sequence[Media], row: int, length: int) -> tuple[int, int]:
+    """Visual tokens of one prompt of a batch, before and after reduction."""
+    own = [
+        (len(places), len(kept))
+        for part in media
+        for places, kept in zip(part.places, part.kept, strict=True)
+        if int(places[0]) // length == row
+    ]
+    return sum(n for n, _ in own), sum(k for _, k in own)

@@ -182,7 +182,11 @@ def _reply(pipe: Pipeline, wanted: Ask, answer: Answer) -> Response:
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.new_tokens,
         "total_tokens": answer.prompt_tokens + answer.new_tokens,
-        "mmtok": {"batch": answer.batch, "ledger": answer.ledger.to_dict()},
+        "mmtok": {
+            "visual_tokens": dict(zip(("in", "out"), answer.visual_tokens, strict=True)),
+            "batch": answer.batch,
+            "ledger": answer.ledger.to_dict(),
+        },
     }
     common = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",

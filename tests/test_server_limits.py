@@ -1,0 +1,81 @@
+"""Clients and hosts that are slow on purpose, and what a request's own share of a batch is."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from mmtok import Pipeline, load
+from mmtok.serving import fetch as fetching
+from mmtok.serving.batching import Batcher
+from mmtok.serving.chat import read_request
+from mmtok.serving.limits import Limits, RefusedError
+from mmtok.serving.server import _body
+from tests.test_server import SPEC, ask, data_url, image, png
+
+
+def request(*messages: Any, pause_s: float = 0.0) -> Request:
+    waiting = list(messages)
+
+    async def receive() -> Any:
+        await asyncio.sleep(pause_s)
+        return waiting.pop(0)
+
+    return Request({"type": "http", "headers": []}, receive)
+
+
+def test_a_body_that_drips_in_is_refused() -> None:
+    drops = [{"type": "http.request", "body": b"x", "more_body": True}] * 100
+    with pytest.raises(RefusedError, match="took longer") as refused:
+        asyncio.run(_body(request(*drops, pause_s=0.02), Limits(body_s=0.1)))
+    assert refused.value.status == 408
+
+
+def test_a_client_that_goes_away_is_no_bug() -> None:
+    with pytest.raises(RefusedError, match="went away"):
+        asyncio.run(_body(request({"type": "http.disconnect"}), Limits()))
+
+
+def test_a_host_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def drip() -> None:
+        client, _ = server.accept()
+        try:
+            client.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while True:
+                client.sendall(b"a")
+                time.sleep(0.02)
+        except OSError:
+            client.close()
+
+    threading.Thread(target=drip, daemon=True).start()
+    monkeypatch.setattr(fetching, "public_address", lambda host, port: "127.0.0.1")
+    monkeypatch.setattr(fetching, "TOTAL_S", 0.3)
+    began = time.monotonic()
+    with pytest.raises(RefusedError, match="media URL"):
+        fetching.fetch(f"http://example.com:{server.getsockname()[1]}/a", Limits(remote=True))
+    assert time.monotonic() - began < 5
+    server.close()
+
+
+def test_each_answer_counts_its_own_visual_tokens() -> None:
+    pipe = Pipeline(load("tiny"), SPEC)
+    batcher = Batcher(pipe, window_s=0.2)
+    try:
+        picture = image(data_url(png(1)))
+        asks = [
+            read_request({"messages": ask(*[picture] * count), "max_tokens": 1}, Limits())
+            for count in (1, 2)
+        ]
+        answers = [future.result(60) for future in [batcher.submit(one) for one in asks]]
+    finally:
+        batcher.close()
+    assert [answer.batch for answer in answers] == [2, 2]
+    assert [answer.visual_tokens for answer in answers] == [(196, 49), (392, 98)]
