@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,3 +81,27 @@ def test_each_answer_counts_its_own_visual_tokens() -> None:
         batcher.close()
     assert [answer.batch for answer in answers] == [2, 2]
     assert [answer.visual_tokens for answer in answers] == [(196, 49), (392, 98)]
+
+
+def test_who_listens_hears_the_answer_grow_in_a_batch_too() -> None:
+    batcher = Batcher(Pipeline(load("tiny"), SPEC), window_s=0.2)
+    heard: list[list[str]] = [[], []]
+    try:
+        asks = [
+            replace(
+                read_request({"messages": ask(image(data_url(png(n))), text=text)}, Limits()),
+                options=(("max_new_tokens", 6), ("min_new_tokens", 6)),
+            )
+            for n, text in enumerate(["How many items are in the image?", "Is it a bag?", "What?"])
+        ]
+        listeners = [heard[0].append, None, heard[1].append]
+        futures = [batcher.submit(one, to) for one, to in zip(asks, listeners, strict=True)]
+        answers = [future.result(60) for future in futures]
+    finally:
+        batcher.close()
+    assert answers[0].batch == 3
+    for said, answer in zip(heard, (answers[0], answers[2]), strict=True):
+        assert len(said) == 6
+        assert said[-1] == answer.text
+        assert all(more.startswith(less) for less, more in itertools.pairwise(said))
+        assert len(set(said)) > 2

@@ -10,10 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from mmtok.errors import InputError
 from mmtok.serving.chat import Ask
@@ -46,6 +49,55 @@ class Answer:
     batch: int
 
 
+Heard = Callable[[str], None]
+"""Is told an answer as far as it goes, again and again; from the batcher's thread."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A request in the queue."""
+
+    ask: Ask
+    future: Future[Answer]
+    heard: Heard | None
+
+
+class _Listener:
+    """A streamer for `generate` that takes any number of rows.
+
+    Args:
+        decode: ids -> text.
+        heard: of each row, None where nobody listens.
+        ends: ids that end a row.
+    """
+
+    def __init__(
+        self, decode: Callable[[list[int]], str], heard: Sequence[Heard | None], ends: Sequence[int]
+    ) -> None:
+        self.decode, self.heard, self.ends = decode, list(heard), set(ends)
+        self.ids: list[list[int]] = [[] for _ in heard]
+        self.started = False
+
+    def put(self, value: Tensor) -> None:
+        """The prompt first, then a token of each row."""
+        if not self.started:
+            self.started = True
+            return
+        for row, token in enumerate(value.flatten().tolist()):
+            heard = self.heard[row]
+            if heard is None:
+                continue
+            self.ids[row].append(token)
+            text = self.decode(self.ids[row])
+            if not text.endswith("\ufffd"):  # half a character
+                heard(text)
+            if token in self.ends:
+                self.heard[row] = None
+
+    def end(self) -> None:
+        """No more tokens."""
+
+
 class Batcher:
     """Runs requests through a pipeline in batches, on a thread of its own.
 
@@ -57,14 +109,14 @@ class Batcher:
 
     def __init__(self, pipe: Pipeline, *, size: int = 8, window_s: float = 0.01) -> None:
         self.pipe, self.size, self.window_s = pipe, size, window_s
-        self._queue: deque[tuple[Ask, Future[Answer]]] = deque()
+        self._queue: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="mmtok-batcher", daemon=True)
         self._thread.start()
 
-    def submit(self, ask: Ask) -> Future[Answer]:
-        """Queue a request.
+    def submit(self, ask: Ask, heard: Heard | None = None) -> Future[Answer]:
+        """Queue a request; `heard` is told its answer as it grows.
 
         Raises:
             RefusedError: 503, the server is shutting down.
@@ -73,7 +125,7 @@ class Batcher:
             if self._closing:
                 raise RefusedError(503, "the server is shutting down")
             future: Future[Answer] = Future()
-            self._queue.append((ask, future))
+            self._queue.append(_Waiting(ask, future, heard))
             self._changed.notify()
         return future
 
@@ -86,11 +138,11 @@ class Batcher:
 
     def _run(self) -> None:
         while batch := self._next():
-            live = [(ask, future) for ask, future in batch if future.set_running_or_notify_cancel()]
+            live = [one for one in batch if one.future.set_running_or_notify_cancel()]
             if live:
                 self._answer(live)
 
-    def _next(self) -> list[tuple[Ask, Future[Answer]]]:
+    def _next(self) -> list[_Waiting]:
         """The next batch; empty when all is done."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing)
@@ -100,30 +152,31 @@ class Batcher:
                     break
             if not self._queue:
                 return []
-            key = self._queue[0][0].batch_key
-            taken = [pair for pair in self._queue if pair[0].batch_key == key][: self.size]
-            gone = {id(pair) for pair in taken}  # comparing requests would compare pictures
-            self._queue = deque(pair for pair in self._queue if id(pair) not in gone)
+            key = self._queue[0].ask.batch_key
+            taken = [one for one in self._queue if one.ask.batch_key == key][: self.size]
+            self._queue = deque(one for one in self._queue if one not in taken)
             return taken
 
-    def _answer(self, batch: Sequence[tuple[Ask, Future[Answer]]]) -> None:
+    def _answer(self, batch: Sequence[_Waiting]) -> None:
         try:
-            made = self._generate([ask for ask, _ in batch])
+            made = self._generate(batch)
         except Exception as error:
             if len(batch) > 1:
-                for pair in batch:
-                    self._answer([pair])
+                for one in batch:
+                    self._answer([one])
                 return
             refused = isinstance(error, InputError)
             reason = " ".join(str(error).split())
-            batch[0][1].set_exception(RefusedError(400, reason) if refused else error)
+            batch[0].future.set_exception(RefusedError(400, reason) if refused else error)
             return
-        for (_, future), answer in zip(batch, made, strict=True):
-            future.set_result(answer)
+        for one, answer in zip(batch, made, strict=True):
+            one.future.set_result(answer)
 
-    def _generate(self, asks: Sequence[Ask]) -> list[Answer]:
-        options: dict[str, Any] = dict(asks[0].options)
-        result = self.pipe.generate_batch([ask.prompt for ask in asks], **options)
+    def _generate(self, batch: Sequence[_Waiting]) -> list[Answer]:
+        options: dict[str, Any] = dict(batch[0].ask.options)
+        if any(one.heard for one in batch):
+            options["streamer"] = self._listener([one.heard for one in batch])
+        result = self.pipe.generate_batch([one.ask.prompt for one in batch], **options)
         mask = result.inputs["attention_mask"]
         rows = zip(result.texts, mask.sum(1).tolist(), result.new_tokens, strict=True)
         return [
@@ -133,10 +186,16 @@ class Batcher:
                 visual_tokens=_visual(result.reduction.media, row, mask.shape[1]),
                 new_tokens=new,
                 ledger=result.ledger,
-                batch=len(asks),
+                batch=len(batch),
             )
             for row, (text, n, new) in enumerate(rows)
         ]
+
+    def _listener(self, heard: Sequence[Heard | None]) -> _Listener:
+        lvlm = self.pipe.lvlm
+        ends = lvlm.model.generation_config.eos_token_id
+        several = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        return _Listener(lambda ids: lvlm.decode(torch.tensor([ids]))[0], heard, several)
 
 
 def _visual(media: Sequence[Media], row: int, length: int) -> tuple[int, int]:

@@ -7,8 +7,7 @@ import json
 import secrets
 import time
 import traceback
-import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from mmtok.serving.batching import Answer, Batcher
 from mmtok.serving.chat import Ask, read_request
 from mmtok.serving.limits import Limits, RefusedError
+from mmtok.serving.replies import ended, event, stream_head, usage, whole_reply
 
 if TYPE_CHECKING:
     from mmtok.pipeline import Pipeline
@@ -79,11 +79,7 @@ class _Desk:
             if self.inside > self.limits.waiting:
                 raise RefusedError(429, f"{self.limits.waiting} requests are inside, try later")
             data = await _body(request, self.limits)
-            async with self.decoded:
-                wanted = await asyncio.to_thread(lambda: read_request(_json(data), self.limits))
-                answer = await asyncio.wrap_future(self.batcher.submit(wanted))
-            self.metrics.answered(answer)
-            reply = _reply(self.pipe, wanted, answer)
+            reply = await self._answer(data)
         except RefusedError as error:
             reply = _refusal(error)
         except Exception:
@@ -95,6 +91,62 @@ class _Desk:
         self.metrics.requests.labels(str(reply.status_code)).inc()
         self.metrics.seconds.observe(time.monotonic() - began)
         return reply
+
+    async def _answer(self, data: bytes) -> Response:
+        """The response to a request's body; a streamed one begins with the first token."""
+        loop, said = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+
+        def heard(text: str) -> None:
+            loop.call_soon_threadsafe(said.put_nowait, text)
+
+        await self.decoded.acquire()
+        try:
+            wanted = await asyncio.to_thread(lambda: read_request(_json(data), self.limits))
+            future = self.batcher.submit(wanted, heard if wanted.stream else None)
+        except BaseException:
+            self.decoded.release()
+            raise
+        waiting = asyncio.wrap_future(future)
+        waiting.add_done_callback(lambda _: self.decoded.release())
+        waiting.add_done_callback(lambda _: said.put_nowait(None))
+        first = await said.get()
+        if first is None or not wanted.stream:
+            answer = await waiting
+            if not wanted.stream:
+                self.metrics.answered(answer)
+                return JSONResponse(whole_reply(self.pipe, wanted, answer))
+        events = self._events(wanted, first, said, waiting)
+        return StreamingResponse(events, media_type="text/event-stream")
+
+    async def _events(
+        self,
+        wanted: Ask,
+        first: str | None,
+        said: asyncio.Queue[str | None],
+        waiting: asyncio.Future[Answer],
+    ) -> AsyncIterator[str]:
+        """Server-sent events: the text as it comes, why it ended, and what it cost."""
+        head, sent = stream_head(self.pipe), ""
+        yield event(head, {"role": "assistant", "content": ""})
+        text = first
+        while text is not None:
+            if text.startswith(sent) and text != sent:
+                yield event(head, {"content": text[len(sent) :]})
+                sent = text
+            text = await said.get()
+        try:
+            answer = await waiting
+        except Exception:
+            traceback.print_exc()
+            yield f"data: {json.dumps({'error': {'message': 'a bug in mmtok', 'code': 500}})}\n\n"
+            return
+        self.metrics.answered(answer)
+        if answer.text.startswith(sent) and answer.text != sent:
+            yield event(head, {"content": answer.text[len(sent) :]})
+        yield event(head, {}, ended=ended(wanted, answer))
+        if wanted.stream_usage:
+            yield event(head, None, usage=usage(answer))
+        yield "data: [DONE]\n\n"
 
 
 def create_app(
@@ -174,47 +226,3 @@ def _refusal(error: RefusedError) -> Response:
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     body = {"message": error.reason, "type": kind, "param": None, "code": None}
     return JSONResponse({"error": body}, status_code=error.status)
-
-
-def _reply(pipe: Pipeline, wanted: Ask, answer: Answer) -> Response:
-    most = dict(wanted.options)["max_new_tokens"]
-    usage = {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.new_tokens,
-        "total_tokens": answer.prompt_tokens + answer.new_tokens,
-        "mmtok": {
-            "visual_tokens": dict(zip(("in", "out"), answer.visual_tokens, strict=True)),
-            "batch": answer.batch,
-            "ledger": answer.ledger.to_dict(),
-        },
-    }
-    common = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-        "model": pipe.lvlm.name,
-    }
-    reason = "length" if answer.new_tokens >= most else "stop"
-    if wanted.stream:
-        events = _events(common, answer.text, reason, usage if wanted.stream_usage else None)
-        return StreamingResponse(events, media_type="text/event-stream")
-    message = {"role": "assistant", "content": answer.text}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-    whole = {"object": "chat.completion", "choices": [choice], "usage": usage}
-    return JSONResponse(common | whole)
-
-
-def _events(
-    common: dict[str, Any], text: str, reason: str, usage: dict[str, Any] | None
-) -> Iterator[str]:
-    """The answer as server-sent events: its text in one piece, then why it ended."""
-    deltas = [({"role": "assistant", "content": text}, None), ({}, reason)]
-    for delta, ended in deltas:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": ended}
-        yield _event(common | {"object": "chat.completion.chunk", "choices": [choice]})
-    if usage is not None:
-        yield _event(common | {"object": "chat.completion.chunk", "choices": [], "usage": usage})
-    yield "data: [DONE]\n\n"
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value)}\n\n"
