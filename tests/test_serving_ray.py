@@ -44,6 +44,7 @@ def last(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
     return found
 
 
+@pytest.mark.ray
 def test_ray_writes_what_threads_write_and_resumes(
     cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
