@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtok.errors import InputError
+from mmtok.models.load import embedded_names
 from mmtok.pruning import build
 from mmtok.serving.preprocess import finish, shard_items
 from mmtok.serving.recipe import Recipe, reload
@@ -41,7 +42,7 @@ def preprocess_on_ray(
     """Run a job, or what is left of it, on the Ray cluster this process is connected to.
 
     Args:
-        sources: from `list_sources`; their paths must hold on every node.
+        sources: from `list_sources`; every node must see them under the same absolute paths.
         out: the folder to write, on a disk that every node sees.
         specs: of the reducers that the recipe names.
         recipe: what to make of each item; every actor loads its model.
@@ -51,10 +52,14 @@ def preprocess_on_ray(
         progress: told how many items are done, of how many.
 
     Raises:
-        InputError: Ray is not installed; the folder holds another recipe's results; an item
-            failed and the job says that this ends it.
+        InputError: Ray is not installed; the model is named by a relative path; the folder holds
+            another recipe's results; an item failed and the job says that this ends it.
     """
+    folder = Path(recipe.model)
+    if recipe.model not in embedded_names() and folder.is_dir() and not folder.is_absolute():
+        raise InputError(f"{recipe.model}: workers need the model's absolute path")
     ray = connect()
+    sources = [replace(source, path=source.path.absolute()) for source in sources]
     open_folder(out, recipe)
     with _quiet(ray):
         items = gather(sources, _digests(ray, sources), recipe)
@@ -131,10 +136,13 @@ def _shards(
     parcels = ray.data.from_items(
         [{"shard": _Parcel(chunk)} for chunk in pending], override_num_blocks=len(pending)
     )
-    encoded = parcels.map(_decode, fn_kwargs={"recipe": recipe}).map(
+    # Stages that ask for the same are fused: decoding would wait in the encoders' own processes.
+    decoded = parcels.map(_decode, fn_kwargs={"recipe": recipe}, num_cpus=0.5)
+    encoded = decoded.map(
         EncodeShard,
         fn_constructor_args=(out.resolve(), list(specs), recipe, job, device),
         compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=1,
         num_gpus=1 if on_gpu else 0,
     )
     rows: Iterator[Row] = encoded.iter_rows()
