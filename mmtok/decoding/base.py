@@ -1,0 +1,151 @@
+"""The two plug points: a Drafter proposes trees of tokens, a Verifier decides which path survives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from mmtok.decoding.rules import Level, draw
+from mmtok.decoding.tree import KINDS, DraftTree, Kind
+from mmtok.errors import InputError
+
+if TYPE_CHECKING:
+    from mmtok.decoding.target import Target
+
+Rows = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One row's outcome: accepted nodes below the root, in order, and the token emitted after."""
+
+    path: list[int]
+    token: int
+
+
+class Verifier:
+    """Walks a draft tree from the root; a subclass says what happens at one node.
+
+    Attributes:
+        accepts: kinds of tree for which the rule is right.
+        lossless: the output has the target's distribution.
+        argmax: the rule decodes greedily, whatever the temperature.
+    """
+
+    accepts: ClassVar[frozenset[Kind]] = KINDS
+    lossless: ClassVar[bool] = True
+    argmax: ClassVar[bool] = False
+
+    def level(self, p: Tensor, siblings: Tensor, q: Tensor | None) -> Level:
+        """The rule at one node: p (V,), siblings (k,) with k > 0, q (V,) or None."""
+        raise NotImplementedError
+
+    def verify(self, tree: DraftTree, probs: Rows, uniform: Callable[[], float]) -> Verdict:
+        """The surviving path of one tree.
+
+        Args:
+            tree: n nodes.
+            probs: node to (V,) float64, the target's distribution after that node.
+            uniform: the source of random numbers in [0, 1).
+        """
+        node, path = 0, list[int]()
+        while children := tree.children(node):
+            q = None if tree.q is None else tree.q[node]
+            siblings = tree.tokens[torch.tensor(children)]
+            accept, rest = self.level(probs(node), siblings, q)
+            hit = next((c for c, a in zip(children, accept, strict=True) if uniform() < a), None)
+            if hit is None:
+                return Verdict(path, draw(rest, uniform()))
+            node = hit
+            path.append(node)
+        return Verdict(path, self.bonus(probs(node), uniform))
+
+    def bonus(self, p: Tensor, uniform: Callable[[], float]) -> int:
+        """The token behind a path that survived to its leaf."""
+        return int(p.argmax()) if self.argmax else draw(p, uniform())
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did to one row.
+
+    Attributes:
+        tree: what was proposed.
+        verdict: what survived.
+        logits: (n, V) guided, unwarped logits of the target after each node.
+        emitted: the accepted tokens and the one after them; cut at the end of sequence or at the
+            maximum length.
+        finished: the row is done.
+    """
+
+    tree: DraftTree
+    verdict: Verdict
+    logits: Tensor
+    emitted: list[int]
+    finished: bool
+
+
+class Drafter:
+    """Proposes one tree per row. It never touches the target or its cache.
+
+    Attributes:
+        kind: how siblings come about; the verifier must accept it.
+    """
+
+    @property
+    def kind(self) -> Kind:
+        """How siblings come about."""
+        raise NotImplementedError
+
+    def start(self, target: Target, ids: list[list[int]], seeds: Sequence[int]) -> None:
+        """A new batch begins: ids[r] are the prompt tokens of row r, padding removed."""
+
+    def propose(self, ids: list[list[int]], active: list[bool]) -> list[DraftTree]:
+        """One tree per row; node 0 is the row's last token. Inactive rows may get a bare root."""
+        raise NotImplementedError
+
+    def observe(self, results: list[StepResult | None]) -> None:
+        """The outcome of a step, None for rows that were finished before it."""
+
+
+def check_pair(drafter: Drafter, verifier: Verifier) -> None:
+    """Refuse a verifier that would be wrong for this drafter's trees.
+
+    Raises:
+        InputError: the verifier does not accept the kind.
+    """
+    if drafter.kind not in verifier.accepts:
+        raise InputError(
+            f"{type(verifier).__name__} is wrong for drafts of kind {drafter.kind!r} "
+            f"({type(drafter).__name__}): it takes {', '.join(sorted(verifier.accepts))}; "
+            "deterministic takes every kind"
+        )
+
+
+def drawn_from(q: Tensor | None) -> Tensor:
+    """q, which sampled drafts have.
+
+    Raises:
+        InputError: the draft carries none.
+    """
+    if q is None:
+        raise InputError("this rule needs the distribution q that the draft was drawn from")
+    return q
+
+
+def total_variation(verifier: Verifier, p: Tensor, q: Tensor) -> float:
+    """Distance between the next token's law and p for one draft drawn from q, by enumeration.
+
+    Args:
+        verifier: any; V calls of its rule.
+        p: (V,) float64.
+        q: (V,) float64.
+    """
+    law = torch.zeros_like(p)
+    for token in q.nonzero():
+        law += q[token] * verifier.level(p, token, q).law(token)
+    return float((law - p).abs().sum() / 2)

@@ -1,0 +1,145 @@
+"""The loop: draft, score, verify, compact, until every row is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmtok.decoding import warp
+from mmtok.decoding.base import (
+    Drafter,
+    Rows,
+    StepResult,
+    Verifier,
+    check_pair,
+    total_variation,
+)
+from mmtok.decoding.stats import Stats
+from mmtok.decoding.target import Inputs, Target
+from mmtok.decoding.tree import DraftTree
+
+
+@dataclass
+class Row:
+    """One sequence under way.
+
+    Attributes:
+        ids: prompt, without padding, and what was generated.
+        prompt: number of prompt tokens.
+        processors: logits processors of this row.
+        generator: its own source of random numbers, so batch mates cannot change it.
+    """
+
+    ids: list[int]
+    prompt: int
+    processors: warp.Processors
+    generator: torch.Generator
+    finished: bool = False
+
+    def uniform(self) -> float:
+        """A number in [0, 1)."""
+        return float(torch.rand((), generator=self.generator, dtype=torch.float64))
+
+
+@dataclass
+class Engine:
+    """One run of a target with a drafter and a verifier.
+
+    Attributes:
+        sample: False decodes greedily.
+        max_new_tokens: per row.
+        eos: ids that end a row.
+        stop: further reason to end a row, asked after every token with (1, L) ids.
+        measure_tv: measure the distance from the target at the root of every step.
+
+    Raises:
+        InputError: the verifier would be wrong for the drafter's trees.
+    """
+
+    target: Target
+    drafter: Drafter
+    verifier: Verifier
+    sample: bool
+    max_new_tokens: int
+    eos: frozenset[int] = frozenset()
+    stop: Callable[[Tensor], bool] | None = None
+    on_tokens: Callable[[list[int]], None] | None = None
+    measure_tv: bool = False
+    stats: Stats = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_pair(self.drafter, self.verifier)
+        self.stats = Stats(lossless=self.verifier.lossless)
+
+    def run(self, inputs: Inputs, negative: Inputs | None, rows: list[Row], seeds: Any) -> None:
+        """Generate for all rows, in place."""
+        with self.stats.timed("prefill"):
+            first = self.target.prefill(inputs, negative)
+        with self.stats.timed("draft"):
+            self.drafter.start(self.target, [r.ids for r in rows], seeds)
+        for row, logits in zip(rows, first, strict=True):
+            self._judge(row, DraftTree.root(row.ids[-1]), logits[None])
+        while not all(r.finished for r in rows):
+            self._step(rows)
+        self.stats.target_forwards = self.target.forwards
+        self.stats.drafter_forwards = getattr(self.drafter, "forwards", 0)
+
+    def _step(self, rows: list[Row]) -> None:
+        stats = self.stats
+        active = [not r.finished for r in rows]
+        with stats.timed("draft"):
+            trees = self.drafter.propose([r.ids for r in rows], active)
+            trees = [self._fit(r, t) for r, t in zip(rows, trees, strict=True)]
+        with stats.timed("score"):
+            logits = self.target.score(trees)
+        results: list[StepResult | None] = []
+        with stats.timed("verify"):
+            for row, tree, z in zip(rows, trees, logits, strict=True):
+                results.append(self._judge(row, tree, z) if not row.finished else None)
+        with stats.timed("compact"):
+            self.target.commit([[0, *r.verdict.path] if r else [] for r in results])
+        for result in results:
+            if result is not None:
+                stats.add(result)
+        with stats.timed("draft"):
+            self.drafter.observe(results)
+
+    def _fit(self, row: Row, tree: DraftTree) -> DraftTree:
+        if row.finished:
+            return DraftTree.root(row.ids[-1])
+        left = self.max_new_tokens - (len(row.ids) - row.prompt)
+        return tree.limited(left - 1, self.eos)
+
+    def _judge(self, row: Row, tree: DraftTree, logits: Tensor) -> StepResult:
+        logits = logits[: len(tree.tokens)]
+        probs = warp.rows(logits, tree, row.ids, row.processors, self.sample)
+        verdict = self.verifier.verify(tree, probs, row.uniform)
+        if self.measure_tv and tree.children(0):
+            self._measure(tree, probs)
+        emitted = []
+        for token in [*tree.tokens[verdict.path].tolist(), verdict.token]:
+            row.ids.append(token)
+            emitted.append(token)
+            if self._ends(row, token):
+                row.finished = True
+                break
+        if self.on_tokens is not None:
+            self.on_tokens(emitted)
+        return StepResult(tree, verdict, logits, emitted, row.finished)
+
+    def _ends(self, row: Row, token: int) -> bool:
+        if token in self.eos or len(row.ids) - row.prompt >= self.max_new_tokens:
+            return True
+        return self.stop is not None and self.stop(torch.tensor([row.ids]))
+
+    def _measure(self, tree: DraftTree, probs: Rows) -> None:
+        p, siblings = probs(0), tree.tokens[tree.children(0)]
+        if tree.q is None:
+            law = self.verifier.level(p, siblings, None).law(siblings)
+            self.stats.tv.append(float((law - p).abs().sum() / 2))
+        elif len(siblings) == 1:
+            self.stats.tv.append(total_variation(self.verifier, p, tree.q[0]))

@@ -1,0 +1,135 @@
+"""Lossy acceptance rules: more drafts survive, and the output is no longer the target's.
+
+Same form as `mmtok.decoding.rules`. None of them bounds the error of the output by its own
+parameters: measure it with `total_variation`.
+
+LANTERN, arXiv 2410.03355, and LANTERN++, 2502.06352 (code: jadohu/LANTERN): a draft token borrows
+the probability of its neighbours in the codebook. On a reject we clear only the neighbours whose
+probability was borrowed, where the code clears one more than the whole list, and fall back to the
+node's own p where the code falls back to the uniform distribution.
+GSD, arXiv 2508.07747 (code: junhyukso/GSD): p and q summed over tokens of similar rank. Our window
+is symmetric and clamped at both edges; theirs is empty near the low edge, one short above.
+Typical acceptance: Medusa, arXiv 2401.10774. Rollback: BiLD, arXiv 2302.07863 (code:
+kssteven418/BigLittleDecoder); theirs stops looking behind a doubtful token it kept, ours goes on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmtok.decoding.rules import EPSILON, Level, residual
+
+
+def neighbours(codebook: Tensor, k: int) -> Tensor:
+    """(V, k) ids of the nearest codes by L2 distance, nearest first, never the code itself.
+
+    Args:
+        codebook: (V, D).
+        k: neighbours per code, at most V - 1. Ties go to the lower id.
+    """
+    rows = []
+    for start in range(0, len(codebook), 1024):  # (1024, V) at a time, not (V, V)
+        block = codebook[start : start + 1024]
+        distance = torch.cdist(block, codebook, compute_mode="donot_use_mm_for_euclid_dist")
+        own = torch.arange(start, start + len(block))
+        distance[own - start, own] = math.inf
+        rows.append(distance.argsort(dim=1, stable=True)[:, :k])
+    return torch.cat(rows)
+
+
+def borrowed(p: Tensor, near: Tensor, token: Tensor, delta: float, first: int = 0) -> Tensor:
+    """The neighbours of `token` whose joint probability stays within the threshold, nearest first.
+
+    Args:
+        p: (V,) target distribution.
+        near: (C, K) code ids; code c is token `first` + c.
+        token: what is tested; no code, no neighbours.
+        delta: the threshold up to 1; above, it is (delta - 1) p(token).
+        first: token id of code 0.
+    """
+    code = int(token) - first
+    if not 0 <= code < len(near):
+        return token.new_zeros(0)
+    threshold = delta if delta <= 1 else (delta - 1) * float(p[token])
+    lent = near[code] + first
+    return lent[: int((p[lent].cumsum(0) <= threshold).sum())]
+
+
+def lantern(
+    p: Tensor, siblings: Tensor, q: Tensor | None, near: Tensor, delta: float, first: int = 0
+) -> Level:
+    """LANTERN++ where the siblings were drawn from q without replacement; LANTERN where q is None.
+
+    Args:
+        p: (V,) target distribution.
+        siblings: (k,) draft tokens in draw order.
+        q: (V,) draft distribution, or None for siblings chosen deterministically.
+        near: (C, K) from `neighbours`.
+        delta: see `borrowed`.
+        first: see `borrowed`.
+    """
+    whole, accept = p, []
+    for token in siblings:
+        lent = borrowed(p, near, token, delta, first)
+        chance = p[token] + p[lent].sum()
+        accept.append((chance if q is None else chance / q[token]).clamp(max=1))
+        if q is None:
+            left = p.clone()
+            left[token] = 0
+            left[lent] = 0
+            mass = left.sum()
+            p = left / mass if mass > EPSILON else whole
+            continue
+        held = q.clone()
+        held[lent] = 0
+        p = residual(p, held)
+        q = q.clone()
+        q[token] = 0
+        q = q / q.sum().clamp(min=EPSILON)
+    return Level(torch.stack(accept), p)
+
+
+def group(p: Tensor, token: int, ranks: int, gap: float, far: Tensor | None) -> Tensor:
+    """(V,) bool: tokens within `ranks` of `token`, close in probability, and not `far` from it.
+
+    Args:
+        p: (V,) target distribution, whose order gives the ranks (ties by id).
+        token: the draft token.
+        ranks: half width of the window.
+        gap: largest difference of probability.
+        far: (V,) bool, tokens too distant in the codebook; None for no such gate.
+    """
+    order = p.argsort(stable=True)
+    rank = int((order == token).nonzero())
+    window = torch.zeros_like(p, dtype=torch.bool)
+    window[order[max(0, rank - ranks) : rank + ranks + 1]] = True
+    window &= (p - p[token]).abs() < gap
+    return window if far is None else window & ~far
+
+
+def grouped(p: Tensor, q: Tensor, kept: Tensor) -> Level:
+    """GSD: the ratio of p and q over the group (V,) bool of the one sibling."""
+    share = p[kept].sum() / q[kept].sum()
+    return Level(share.clamp(max=1)[None], residual(p, q))
+
+
+def typical(p: Tensor, siblings: Tensor, eps: float, alpha: float) -> Level:
+    """Accept what is above min(eps, alpha exp(-H)); otherwise draw from p."""
+    return Level((p[siblings] > typical_threshold(p, eps, alpha)).to(p), p)
+
+
+def typical_threshold(p: Tensor, eps: float, alpha: float) -> Tensor:
+    """min(eps, alpha exp(-H(p))) with H in nats over p + 1e-5 inside the logarithm."""
+    entropy = -(p * (p + 1e-5).log()).sum(-1)
+    return (alpha * (-entropy).exp()).clamp(max=eps)
+
+
+def rollback(p: Tensor, siblings: Tensor, tau: float) -> Level:
+    """BiLD: accept while -log p(x) <= tau nats or x is the argmax; else emit the argmax."""
+    best = torch.zeros_like(p)
+    best[p.argmax()] = 1
+    fits = -p[siblings].log() <= tau
+    return Level((fits | (best[siblings] > 0)).to(p), best)

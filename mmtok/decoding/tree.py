@@ -1,0 +1,104 @@
+"""A draft: tokens in a tree, with how they came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mmtok.errors import InputError
+
+Kind = Literal["det", "chain", "iid", "wor", "jacobi"]
+KINDS: frozenset[Kind] = frozenset(get_args(Kind))
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """Draft tokens below the last token of a row.
+
+    Attributes:
+        tokens: (n,) int64. Node 0, the root, is the row's last token.
+        parent: (n,) int64, -1 for the root; parents come before children, siblings in draw order.
+        kind: "det", siblings chosen by a rule; "chain", one draw per node; "iid", independent
+            draws; "wor", draws without replacement; "jacobi", one draw per node from a
+            distribution of an earlier step.
+        q: (n, V) float64, row i is what the children of node i were drawn from; None for "det".
+            Rows of leaves are not read.
+
+    Whether a draw is kept may depend on anything but the draw itself; otherwise no rule is exact
+    except `deterministic` and `greedy`.
+
+    Raises:
+        InputError: the arrays do not fit together.
+    """
+
+    tokens: Tensor
+    parent: Tensor
+    kind: Kind
+    q: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.tokens)
+        order = torch.arange(n)
+        if not n or self.parent.shape != (n,) or self.parent[0] != -1:
+            raise InputError("a draft tree needs a root with parent -1 and one parent per token")
+        if (self.parent >= order).any() or (self.parent[1:] < 0).any():
+            raise InputError("a draft tree lists parents before their children, and one root")
+        if (self.q is None) != (self.kind == "det") or (self.q is not None and len(self.q) != n):
+            raise InputError("a draft tree has one row of q per node, and none if kind is 'det'")
+
+    @classmethod
+    def root(cls, token: int) -> DraftTree:
+        """Nothing proposed."""
+        return cls(torch.tensor([token]), torch.tensor([-1]), "det")
+
+    @classmethod
+    def line(cls, tokens: list[int]) -> DraftTree:
+        """One path of chosen tokens, root first."""
+        return cls(torch.tensor(tokens), torch.arange(len(tokens)) - 1, "det")
+
+    @cached_property
+    def _children(self) -> list[list[int]]:
+        below: list[list[int]] = [[] for _ in self.tokens]
+        for node, parent in enumerate(self.parent.tolist()):
+            if parent >= 0:
+                below[parent].append(node)
+        return below
+
+    def children(self, node: int) -> list[int]:
+        """Nodes below `node`, in draw order."""
+        return self._children[node]
+
+    @cached_property
+    def depth(self) -> Tensor:
+        """(n,) int64, 0 for the root."""
+        return self.sees.sum(1) - 1
+
+    @cached_property
+    def sees(self) -> Tensor:
+        """(n, n) bool: row i marks node i and its ancestors."""
+        sees = torch.eye(len(self.tokens), dtype=torch.bool)
+        for node, parent in enumerate(self.parent.tolist()):
+            if parent >= 0:
+                sees[node] |= sees[parent]
+        return sees
+
+    def path_to(self, node: int) -> list[int]:
+        """Nodes from below the root down to `node`."""
+        return [int(i) for i in self.sees[node].nonzero()[1:, 0]]
+
+    def limited(self, max_depth: int, eos: frozenset[int]) -> DraftTree:
+        """Without nodes deeper than `max_depth` and without what follows an end of sequence."""
+        ends = torch.tensor([t in eos for t in self.tokens.tolist()])
+        ends[0] = False
+        behind = (self.sees & ends).sum(1) - ends.long() > 0
+        keep = ((self.depth <= max_depth) & ~behind).nonzero()[:, 0]
+        if len(keep) == len(self.tokens):
+            return self
+        place = torch.full((len(self.tokens) + 1,), -1)
+        place[keep] = torch.arange(len(keep))
+        q = None if self.q is None else self.q[keep]
+        return DraftTree(self.tokens[keep], place[self.parent[keep]], self.kind, q)

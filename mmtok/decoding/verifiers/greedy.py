@@ -1,0 +1,22 @@
+"""Follow the most likely token (exact for greedy decoding, drafts of every kind)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from mmtok.decoding import rules
+from mmtok.decoding.base import Verifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy(Verifier):
+    """Accept the argmax; ties go to the lowest id."""
+
+    argmax: ClassVar[bool] = True
+
+    def level(self, p: Tensor, siblings: Tensor, q: Tensor | None) -> rules.Level:
+        """See `rules.greedy`."""
+        return rules.greedy(p, siblings)
