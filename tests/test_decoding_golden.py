@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.golden import GOLDEN, needs_golden
 from torch import Tensor
 
 from mmtok.decoding import lossy, rules
@@ -16,6 +15,7 @@ from mmtok.decoding.base import total_variation
 from mmtok.decoding.verifiers.gsd import GSD
 from mmtok.decoding.verifiers.lantern import Lantern
 from mmtok.decoding.verifiers.typical import Typical
+from tests.golden import GOLDEN, needs_golden
 
 pytestmark = needs_golden
 Values = dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""The two plug points: a Drafter proposes trees of tokens, a Verifier decides which path survives."""
+"""The two plug points: a Drafter proposes trees, a Verifier decides which path survives."""
 
 from __future__ import annotations
 

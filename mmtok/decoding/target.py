@@ -68,6 +68,7 @@ class Target:
         if not bool(mask[:, -1].all()):
             raise InputError("prompts of a batch must be padded on the left")
         self.cache = RaggedCache(self.model.config, mask)
+        self.cache.check()
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
         self.base = getattr(self.model, "base_model", self.model)
         self.planes = hasattr(self.base, "rope_deltas")
@@ -75,7 +76,6 @@ class Target:
             full = {**full, "position_ids": positions}
         out = self.model(**full, past_key_values=self.cache.stock, use_cache=True, logits_to_keep=1)
         self.forwards += 1
-        self.cache.check()
         self.length = mask.long().sum(1)
         self.offset = torch.zeros_like(self.length)
         if self.planes and self.base.rope_deltas is not None:
