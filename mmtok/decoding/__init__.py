@@ -10,14 +10,14 @@ from typing import Any
 
 from mmtok.registry import Registry
 
-drafters = Registry(
+drafter_registry = Registry(
     kind="drafter",
     folder=Path(__file__).parent / "drafters",
     package="mmtok.decoding.drafters",
     base="Drafter",
     group="mmtok.drafters",
 )
-verifiers = Registry(
+verifier_registry = Registry(
     kind="verifier",
     folder=Path(__file__).parent / "verifiers",
     package="mmtok.decoding.verifiers",
@@ -40,12 +40,12 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return getattr(import_module(_HERE[name]), name)
-    for registry in () if name.startswith("_") else (drafters, verifiers):
+    for registry in () if name.startswith("_") else (drafter_registry, verifier_registry):
         if name in (exports := registry.exports()):
             return registry.get(exports[name])
     raise AttributeError(f"module 'mmtok.decoding' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    exported = {*drafters.exports(), *verifiers.exports()}
-    return sorted({"drafters", "verifiers", *_HERE, *exported})
+    exported = {*drafter_registry.exports(), *verifier_registry.exports()}
+    return sorted({"drafter_registry", "verifier_registry", *_HERE, *exported})

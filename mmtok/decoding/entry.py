@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmtok.decoding import drafters, verifiers, warp
+from mmtok.decoding import drafter_registry, verifier_registry, warp
 from mmtok.decoding.base import Drafter, Verifier
 from mmtok.decoding.engine import Engine, Row
 from mmtok.decoding.stats import Stats
@@ -74,45 +74,56 @@ def generate(
     Raises:
         InputError: a combination that would be wrong or is not supported.
     """
-    drafts = drafters.build(drafter) if isinstance(drafter, str) else drafter
+    drafts = drafter_registry.build(drafter) if isinstance(drafter, str) else drafter
     config = settings(model, generation_config, options)
     scale = config.guidance_scale if guidance_scale is None else guidance_scale
     config.guidance_scale = None
-    rule = _verifier(verifier, drafts, bool(config.do_sample))
     full = with_mask(inputs)
-    size = len(full["input_ids"])
-    seeds = [seed + r for r in range(size)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != size:
-        raise InputError(f"{size} rows need as many seeds, got {len(seeds)}")
-    if streamer is not None and size != 1:
-        raise InputError(f"a streamer takes a batch of one, got {size}")
+    seeds = _seeds(seed, len(full["input_ids"]))
     rows = _rows(model, full, config, logits_processor, seeds)
     engine = Engine(
         Target(model, guidance_scale=1.0 if scale is None else float(scale)),
         drafts,
-        rule,
+        _verifier(verifier, drafts, bool(config.do_sample)),
         sample=bool(config.do_sample),
         max_new_tokens=_max_new(config, full["input_ids"].shape[1]),
         eos=_ids(config.eos_token_id),
         stop=_stop(stopping_criteria),
-        on_tokens=None if streamer is None else lambda new: streamer.put(torch.tensor(new)),
+        on_tokens=_streaming(streamer, full["input_ids"]),
         measure_tv=measure_tv,
     )
-    if streamer is not None:
-        streamer.put(full["input_ids"].cpu())
     engine.run(full, negative, rows, seeds)
     if streamer is not None:
         streamer.end()
     return Generated(_padded(full["input_ids"], rows, config), engine.stats)
 
 
+def _seeds(given: int | Sequence[int], size: int) -> list[int]:
+    seeds = [given + r for r in range(size)] if isinstance(given, int) else list(given)
+    if len(seeds) != size:
+        raise InputError(f"{size} rows need as many seeds, got {len(seeds)}")
+    return seeds
+
+
+def _streaming(streamer: Any, prompts: Tensor) -> Callable[[list[int]], None] | None:
+    if streamer is None:
+        return None
+    if len(prompts) != 1:
+        raise InputError(f"a streamer takes a batch of one, got {len(prompts)}")
+    streamer.put(prompts.cpu())
+    return lambda tokens: streamer.put(torch.tensor(tokens))
+
+
 def settings(model: Any, given: Any, options: dict[str, Any]) -> Any:
     """The generation configuration, with what a tree cannot do refused.
 
     Raises:
-        InputError: unknown options, beams, or several outputs per prompt.
+        InputError: unknown or unfit options, beams, or several outputs per prompt.
     """
-    config, unknown = model._prepare_generation_config(given, **options)
+    try:
+        config, unknown = model._prepare_generation_config(given, **options)
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from error
     if unknown:
         raise InputError(f"unknown option for generate: {', '.join(sorted(unknown))}")
     for name in ("num_beams", "num_return_sequences"):
@@ -124,7 +135,7 @@ def settings(model: Any, given: Any, options: dict[str, Any]) -> Any:
 def _verifier(given: str | Verifier | None, drafter: Drafter, sample: bool) -> Verifier:
     if given is None:
         given = _EXACT[drafter.kind] if sample else "greedy"
-    rule: Verifier = verifiers.build(given) if isinstance(given, str) else given
+    rule: Verifier = verifier_registry.build(given) if isinstance(given, str) else given
     if sample and rule.argmax:
         raise InputError(f"{type(rule).__name__} decodes greedily: use do_sample=False with it")
     if not (sample or rule.argmax or rule.lossless):

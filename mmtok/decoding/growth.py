@@ -1,6 +1,7 @@
 """How a draft model's tree grows: which nodes need a forward next, and what their rows add.
 
-`Branching`: a fixed number of children per level, RSD-C (arXiv 2402.14160); one each is a chain.
+`Branching`: a fixed number of children per level, RSD-C (arXiv 2402.14160); one each is a chain;
+with replacement, SpecTr (2310.15141).
 `Beam`: stochastic beam search, RSD-S (same paper; perturbed scores after arXiv 1903.06059).
 `Heap`: the node most likely to be accepted first, DySpec (arXiv 2410.11744).
 No code of the two papers was read. Siblings are draws without replacement, in draw order, and what
@@ -70,13 +71,21 @@ class Branching(Growth):
         branching: children per level.
         noise: (level, rank within the level, V) to Gumbel noise (V,); None takes the most likely.
         stop: nodes whose most likely child is below this probability get none.
+        replace: independent draws, equal ones allowed (SpecTr).
     """
 
     def __init__(
-        self, root: int, branching: Sequence[int], noise: Noise | None, stop: float = 0.0
+        self,
+        root: int,
+        branching: Sequence[int],
+        noise: Noise | None,
+        *,
+        stop: float = 0.0,
+        replace: bool = False,
     ) -> None:
         super().__init__(root)
-        self._branching, self._noise, self._stop = branching, noise, stop
+        self._branching, self._noise = branching, noise
+        self._stop, self._replace = stop, replace
 
     def feed(self, rows: Sequence[Tensor]) -> None:
         """Add the children of a level."""
@@ -84,14 +93,19 @@ class Branching(Growth):
         for rank, (node, q) in enumerate(zip(self.wanted, rows, strict=True)):
             if float(q.max()) < self._stop:
                 continue
-            score = q.log()
-            if self._noise is not None:
-                score = score + self._noise(self.depth[node], rank, len(q))
-            count = min(self._branching[self.depth[node]], int((q > 0).sum()))
             self._rows[node] = q
-            fresh += [self._add(node, int(t)) for t in score.topk(count).indices]
+            fresh += [self._add(node, token) for token in self._children(node, rank, q)]
         deeper = fresh and self.depth[fresh[0]] < len(self._branching)
         self.wanted = fresh if deeper else []
+
+    def _children(self, node: int, rank: int, q: Tensor) -> list[int]:
+        depth, score = self.depth[node], q.log()
+        count = self._branching[depth]
+        if self._noise is None or not self._replace:
+            if self._noise is not None:
+                score = score + self._noise(depth, rank, len(q))
+            return [int(t) for t in score.topk(min(count, int((q > 0).sum()))).indices]
+        return [int((score + self._noise(depth, rank, len(q))).argmax()) for _ in range(count)]
 
 
 class Beam(Growth):

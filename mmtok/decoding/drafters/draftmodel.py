@@ -41,4 +41,5 @@ class DraftModel(ModelDrafter):
 
     def grow(self, root: int, noise: Noise, generator: torch.Generator) -> Growth:
         """A chain."""
-        return Branching(root, [1] * self.tokens, noise if self.temperature else None, self.stop)
+        drawn = noise if self.temperature else None
+        return Branching(root, [1] * self.tokens, drawn, stop=self.stop)

@@ -2,9 +2,9 @@
 
 The authors' code is Luowaterbi/TokenRecycling, and the tree is theirs ("2.2.2", 80 nodes). Theirs
 starts from a table of zeros, which proposes token 0 everywhere; here an unknown successor proposes
-nothing, and equal siblings are proposed once. Where a token comes twice in a tree, theirs leaves
-open which successors are kept; here the accepted path wins, then the later node. Under guidance
-the successors are those of the guided logits.
+nothing. Where a token comes twice in a tree, theirs leaves open which successors are kept; here
+the accepted path wins, then the later node. Under guidance the successors are those of the guided
+logits.
 """
 
 from __future__ import annotations
@@ -80,11 +80,9 @@ class Recycling(Drafter):
 
     def _tree(self, root: int) -> DraftTree:
         place, kept = {0: 0}, [(root, -1)]
-        taken: set[tuple[int, int]] = set()
         for node, token in enumerate(self.filled(root)):
             parent = place.get(self.parent[node])
-            if node and token >= 0 and parent is not None and (parent, token) not in taken:
-                taken.add((parent, token))
+            if node and token >= 0 and parent is not None:
                 place[node] = len(kept)
                 kept.append((token, parent))
         tokens, parents = zip(*kept, strict=True)
