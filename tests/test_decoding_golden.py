@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmtok.decoding import lossy, rules
+from mmtok.decoding import DraftTree, Target, lossy, rules, warp
 from mmtok.decoding.base import total_variation
+from mmtok.decoding.entry import settings
 from mmtok.decoding.verifiers.gsd import GSD
 from mmtok.decoding.verifiers.lantern import Lantern
 from mmtok.decoding.verifiers.typical import Typical
+from tests.decoders import llama
 from tests.golden import GOLDEN, needs_golden
 
 pytestmark = needs_golden
@@ -142,3 +144,27 @@ def test_measured_total_variation():
             tv = total_variation(verifier, x["p"], x["q"])
             assert tv == pytest.approx(float(y[f"{name}.tv"]), abs=1e-10), name
         assert not any(v.lossless for v in named.values())
+
+
+def test_coupling_of_guesses_keeps_their_law():
+    for x, y, _ in cases("mc_coupling"):
+        p, q = x["p"], x["q"]
+        law = torch.zeros_like(p)
+        for token in q.nonzero():
+            level = rules.chain(p, token, q)
+            close(level.accept[0], y["keep_prob"][token[0]], 1e-12)
+            close(level.rest, y["residual"], 1e-12)
+            law += q[token] * level.law(token)
+        close(law, y["marginal"], 1e-12)
+
+
+def test_guided_logits_are_warped_once():
+    for x, y, params in cases("cfg_warp"):
+        config = {"do_sample": True, **{k: params[k] for k in ("temperature", "top_k", "top_p")}}
+        model = llama(vocabulary=64)
+        processors = warp.build(model, settings(model, None, config), 3, None)
+        target = Target(model, guidance_scale=params["scale"])
+        guided = target.guide(torch.stack([x["cond"], x["uncond"]]))[0]
+        for at, want in enumerate(y["probs"]):
+            row = warp.rows(guided[at : at + 1], DraftTree.root(0), [1, 2, 0], processors, True)
+            close(row(0), want, 1e-6)

@@ -78,7 +78,7 @@ def test_recursive_reproduces_the_target(k):
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_kseq_reproduces_the_target(k):
-    assert worst(rules.kseq, "iid", k, stride=1 if k < 3 else 4) < EXACT
+    assert worst(rules.kseq, "iid", k, stride=1 if k < 3 else 10) < EXACT
 
 
 @pytest.mark.parametrize("kind", ["det", "iid", "wor"])

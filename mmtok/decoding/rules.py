@@ -109,7 +109,7 @@ def kseq(p: Tensor, siblings: Tensor, q: Tensor) -> Level:
     """K-SEQ: k independent draws from q, equal ones allowed."""
     k = len(siblings)
     rho, beta = kseq_rho(p, q, k)
-    accept = (p[siblings] / (rho * q[siblings])).clamp(max=1)
+    accept = torch.stack([ratio(p / rho, q, token) for token in siblings])
     per_draw = (1 - (1 - beta) ** k) / beta if beta > EPSILON else k
     left = (p - torch.minimum(q, p / rho) * per_draw).clamp(min=0)
     mass = left.sum()

@@ -80,7 +80,7 @@ class Target:
         self.offset = torch.zeros_like(self.length)
         if self.planes and self.base.rope_deltas is not None:
             self.offset = self.base.rope_deltas.reshape(-1).to(self.length)
-        return self._guide(out.logits[:, -1:])[:, 0]
+        return self.guide(out.logits[:, -1:])[:, 0]
 
     def score(self, trees: list[DraftTree]) -> Tensor:
         """Guided logits (B, n, V) after every node; rows with fewer nodes are padded."""
@@ -125,7 +125,7 @@ class Target:
         )
         self.forwards += 1
         self.cache.tail += tokens.shape[1]
-        return self._guide(out.logits)
+        return self.guide(out.logits)
 
     def commit(self, kept: list[list[int]]) -> None:
         """Keep these tail nodes of each row, roll the other ones back."""
@@ -133,7 +133,8 @@ class Target:
         self.cache.commit(both)
         self.length = self.length + torch.tensor([len(k) for k in both], device=self.length.device)
 
-    def _guide(self, logits: Tensor) -> Tensor:
+    def guide(self, logits: Tensor) -> Tensor:
+        """Combine pairs of logits: (2B, n, V) to (B, n, V); unchanged without guidance."""
         if not self.guided:
             return logits
         cond, uncond = logits.float().chunk(2)
