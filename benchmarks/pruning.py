@@ -25,7 +25,6 @@ from mmtok.eval.card import summary
 from mmtok.eval.pack import PACK
 from mmtok.io.image import load_image
 from mmtok.pruning import registry
-from mmtok.pruning.base import overrides
 
 LIMITS = {"scenes": 621, "scenes-video": 54}
 BASELINES = ("random", "stride", "downsample")
@@ -118,14 +117,15 @@ def plot(found: dict[tuple[str, float], dict[str, Any]], path: Path) -> None:
             y = values["existence F1"][0] if title == "existence F1" else sum(others) / len(others)
             points.append((cell["costs"]["prefill"], 100 * y, name))
         best, front = -1.0, []
-        for x, y, name in sorted(points):
+        for x, y, name in sorted(points, key=lambda point: (point[0], -point[1])):
             if y > best:
                 best = y
                 front.append((x, y, name))
         colours = ("black", "tab:red", "tab:orange", "tab:brown")
         special = dict(zip(("none", *BASELINES), colours, strict=True))
         for x, y, name in points:
-            panel.scatter(x, y, s=28, color=special.get(name, "tab:blue"), alpha=0.75, zorder=2)
+            above = 3 if name in special else 2
+            panel.scatter(x, y, s=28, color=special.get(name, "tab:blue"), alpha=0.75, zorder=above)
         panel.step([x for x, *_ in front], [y for _, y, _ in front], "k-", lw=1, where="post")
         for x, y, name in front:
             panel.annotate(name, (x, y), fontsize=8, xytext=(3, 4), textcoords="offset points")
@@ -172,7 +172,7 @@ def main() -> None:
     index, parts = map(int, args.part.split("/"))
     limits = {"scenes": args.questions, "scenes-video": args.clips}
     lvlm = mmtok.load(args.model, device="cpu")
-    caches = [n for n in args.reduce if overrides(registry.get(n)(), "in_cache")]
+    caches = [n for n in args.reduce if n != "damro" and registry.get(n)(keep=0.5).in_cache(4)]
     wanted = [("none", 1.0)] + [("damro", 1.0)] * ("damro" in args.reduce)
     wanted += [(n, k) for k in args.keep for n in args.reduce if n != "damro"]
     found: dict[tuple[str, float], dict[str, Any]] = {}
