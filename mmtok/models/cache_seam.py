@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,7 @@ from mmtok.models.cache_calls import (
     rotary_ahead,
     rotary_of,
 )
-from mmtok.models.taps import LayerAttention, tap
+from mmtok.models.taps import LayerAttention, leave, tap
 from mmtok.pruning.cache import CachePolicy, Entries, Prompt, Stored
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class CacheSeam:
                 "methods that evict entries do not fit this model"
             )
         self._taps: dict[int, ExitStack] = {}
+        self._selecting: list[Select] = []
         self.start(None)
 
     def start(self, prompt: Prompt | None) -> None:
@@ -136,6 +138,7 @@ class CacheSeam:
             yield
 
     def _close_taps(self) -> None:
+        leave(self._selecting)
         for number in list(self._taps):
             self._taps.pop(number).close()
 
@@ -149,21 +152,20 @@ class CacheSeam:
 
     @contextmanager
     def _hooked(self, number: int, layer: nn.Module) -> Iterator[None]:
-        running: list[Select] = []
-
         def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             new = (args[0] if args else kwargs["hidden_states"]).shape[1]
             held = self._enter(number, kwargs)
             if held is None:
                 return None
             if self.policy.selects and new == 1:
-                running.append(Select(lambda query, scale: self._step(number, held, query, scale)))
-                running[-1].__enter__()  # type: ignore[no-untyped-call]
+                attend = partial(self._step, number, held)
+                self._selecting.append(Select(attend))
+                self._selecting[-1].__enter__()  # type: ignore[no-untyped-call]
             return args, kwargs | {"attention_mask": held.visible(new)}
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
-            if running:
-                running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            if self._selecting:
+                leave(self._selecting)
             elif output is not None and number in self._calls and not self.policy.reads_queries:
                 self._evict(number, None)
 

@@ -87,6 +87,8 @@ class Reduction:
             Keyword arguments with `mm_encoder_outputs` instead of pixels. Where nothing is
             dropped everything else is as it came, so the run is bit-identical to the stock one.
         """
+        if self.seams.cache:
+            self.seams.cache.start(None)  # an interrupted prompt leaves nothing to the tower
         if self.seams.cache and inputs.get("past_key_values") is not None:
             check_cache(inputs["past_key_values"])
         entered = self.encode(inputs)

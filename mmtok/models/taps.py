@@ -118,6 +118,12 @@ def _found(mode: _Tap) -> LayerAttention:
     return mode.seen
 
 
+def leave(modes: list[Any]) -> None:
+    """Leave function modes that are still open: no hook hears of a KeyboardInterrupt."""
+    while modes:
+        modes.pop().__exit__(None, None, None)
+
+
 @contextmanager
 def tap(
     layer: nn.Module,
@@ -137,6 +143,7 @@ def tap(
     running: list[_Tap] = []
 
     def before(module: nn.Module, args: Any) -> None:
+        leave(running)
         if when():
             running.append(_Tap())
             running[-1].__enter__()  # type: ignore[no-untyped-call]
@@ -156,5 +163,6 @@ def tap(
     try:
         yield
     finally:
+        leave(running)
         for hook in hooks:
             hook.remove()
