@@ -104,7 +104,8 @@ class Entries:
 
     def by_head(self, x: Tensor) -> Tensor:
         """(G, heads per group, ...) of (H, ...): the query heads that read each KV head."""
-        return x.view(len(self.keys), -1, *x.shape[1:])
+        groups = len(self.keys)
+        return x.view(groups, len(x) // groups, *x.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +254,7 @@ class Ranked(CachePolicy):
             fixed[n - last :] = True
             fixed[: min(first, k - last)] = True
         score = self.reducer.score(entries, k - int(fixed.sum()), fixed)
+        score = score.clamp(max=torch.finfo(score.dtype).max)  # fixed ones first
         return highest(score.masked_fill(fixed, torch.inf), k)
 
 
