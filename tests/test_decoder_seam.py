@@ -243,6 +243,6 @@ def test_a_prompt_in_pieces_is_refused() -> None:
     model, _ = tiny_model("llava")
     with (
         reduced(model, InDecoder(rules={2: uneven})),
-        pytest.raises(InputError, match="in one piece"),
+        pytest.raises(InputError, match="in one prefill"),
     ):
         model.generate(**batch("llava", "image"), prefill_chunk_size=16, **GREEDY)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig, StaticCache
 
 from mmtok import InputError, reduced
 from tests.conftest import batch, tiny_model
@@ -41,3 +42,38 @@ def test_an_interrupt_leaves_no_mode_open(spec: str, forward: int) -> None:
         hook.remove()
     assert torch.overrides._len_torch_function_stack() == 0
     assert torch.equal(model.generate(**inputs, **GREEDY), want)
+
+
+@pytest.mark.parametrize("spec", ["fastv(keep=0.4, layer=1)", "corematching(keep=0.4)"])
+def test_dropping_in_the_decoder_needs_a_dynamic_cache_and_one_prefill(spec: str) -> None:
+    model, _ = tiny_model("llava")
+    inputs = batch("llava", "image")
+    static = StaticCache(config=model.config.get_text_config(), max_cache_len=300)
+    with reduced(model, spec):
+        for options in (
+            {"cache_implementation": "static"},
+            {"prefill_chunk_size": 200},
+            {"generation_config": GenerationConfig(cache_implementation="static")},
+        ):
+            with pytest.raises(InputError, match="dynamic cache filled in one prefill"):
+                model.generate(**inputs, **options)
+        for run in (model, model.generate):
+            with pytest.raises(InputError, match="dynamic cache on the device, got StaticCache"):
+                run(**inputs, past_key_values=static)
+        model.generate(**inputs, **GREEDY, cache_implementation="dynamic")
+
+
+@pytest.mark.parametrize("name", ["snapkv", "sentencekv"])
+@pytest.mark.parametrize("window", [35, 1000])
+def test_a_window_longer_than_the_prompt(name: str, window: int) -> None:
+    """The latest entries stay, as many as the budget allows."""
+    model, _ = tiny_model("llava")
+    inputs = batch("llava", "image", rows=(0,))
+    length = inputs["input_ids"].shape[1]
+    with reduced(model, f"{name}(keep=0.5, window={window})"):
+        cache = model(**inputs).past_key_values
+    for layer in cache.layers:
+        if window > length:
+            want = torch.arange(length - layer.place.shape[2], length)
+            assert torch.equal(layer.place, want.expand_as(layer.place))
+        assert layer.place.shape[2] == (length + 1) // 2

@@ -48,13 +48,13 @@ def read_by(prompt: Prompt, reached: Reached | None) -> tuple[Tensor, Tensor, Te
 
 
 def check_cache(cache: Any) -> None:
-    """InputError unless entries can leave this kind of KV cache."""
+    """InputError unless a KV cache of this kind can be shorter than the prompt."""
     from transformers import DynamicCache
 
     if not isinstance(cache, DynamicCache) or cache.offloading:
         raise InputError(
-            f"evicting KV entries needs the dynamic cache on the device, got {type(cache).__name__}"
-            ": leave out cache_implementation and past_key_values"
+            "dropping inside the decoder or its KV cache needs the dynamic cache on the device, "
+            f"got {type(cache).__name__}: leave out cache_implementation and past_key_values"
         )
 
 

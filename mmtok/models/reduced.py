@@ -153,13 +153,13 @@ def _refuse(reduction: Reduction, kwargs: Inputs) -> None:
         )
     if kwargs.get("use_cache") is False and (reduction.seams.decoder or reduction.seams.cache):
         raise InputError("dropping inside the decoder or its KV cache needs use_cache=True")
-    if reduction.seams.cache:
+    if reduction.seams.decoder or reduction.seams.cache:
         chunk = kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None)
         kind = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
         if chunk or kind not in (None, "dynamic"):
             raise InputError(
-                "evicting KV entries needs a dynamic cache filled in one prefill: leave out "
-                "cache_implementation and prefill_chunk_size"
+                "dropping inside the decoder or its KV cache needs a dynamic cache filled in one "
+                "prefill: pass cache_implementation='dynamic' and no prefill_chunk_size"
             )
 
 

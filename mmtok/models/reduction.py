@@ -89,7 +89,8 @@ class Reduction:
         """
         if self.seams.cache:
             self.seams.cache.start(None)  # an interrupted prompt leaves nothing to the tower
-        if self.seams.cache and inputs.get("past_key_values") is not None:
+        inside = self.seams.decoder or self.seams.cache
+        if inside and inputs.get("past_key_values") is not None:
             check_cache(inputs["past_key_values"])
         entered = self.encode(inputs)
         self.contrast = self._second_branch(entered, positions)
