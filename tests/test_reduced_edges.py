@@ -77,3 +77,43 @@ def test_a_window_longer_than_the_prompt(name: str, window: int) -> None:
             want = torch.arange(length - layer.place.shape[2], length)
             assert torch.equal(layer.place, want.expand_as(layer.place))
         assert layer.place.shape[2] == (length + 1) // 2
+
+
+@pytest.mark.parametrize("spec", ["stride(keep=9)", "fastv(keep=0.4, layer=1)", "knorm(keep=9)"])
+def test_a_second_turn_through_generate_is_refused(spec: str) -> None:
+    model, _ = tiny_model("llava")
+    inputs = batch("llava", "image", rows=(0,))
+    with reduced(model, spec):
+        first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
+        ids = torch.nn.functional.pad(first.sequences, (0, 3), value=50)
+        with pytest.raises(InputError, match="pass no filled past_key_values"):
+            model.generate(input_ids=ids, past_key_values=first.past_key_values, **GREEDY)
+        whole = inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        model.generate(**whole, **GREEDY)
+
+
+def test_labels_beside_dropping_in_the_decoder_are_refused() -> None:
+    model, _ = tiny_model("llava")
+    inputs = batch("llava", "image")
+    inputs["labels"] = inputs["input_ids"]
+    refused = pytest.raises(InputError, match="labels do not work")
+    with reduced(model, "fastv(keep=0.4, layer=1)"), refused:
+        model(**inputs)
+    with reduced(model, "stride(keep=9)"):
+        assert model(**inputs).loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    "spec", ["fastv(keep=0.4, layer=1)", "corematching(keep=0.4)", "knorm(keep=9)"]
+)
+def test_assistants_beside_dropping_in_the_decoder_are_refused(spec: str) -> None:
+    model, _ = tiny_model("llava")
+    options: list[dict[str, Any]] = [
+        {"prompt_lookup_num_tokens": 2},
+        {"assistant_model": model},
+        {"generation_config": GenerationConfig(prompt_lookup_num_tokens=2)},
+    ]
+    with reduced(model, spec):
+        for option in options:
+            with pytest.raises(InputError, match="prompt_lookup_num_tokens"):
+                model.generate(**batch("llava", "image", rows=(0,)), **option)

@@ -14,6 +14,7 @@ from mmtok.errors import InputError
 from mmtok.models.encoder_seam import PIXELS
 from mmtok.models.families import Inputs
 from mmtok.models.reduction import Reduction
+from mmtok.models.refusals import refuse, refuse_filled, refuse_labels
 from mmtok.pruning import Reducer, build
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def _forward(reduction: Reduction, args: Any, kwargs: Inputs) -> Any:
         return None
     if args:
         kwargs = {"input_ids": args[0]} | kwargs
+    refuse_labels(reduction, kwargs)
     return (), reduction.prepare(kwargs, lambda inputs: _forward_positions(reduction, inputs))
 
 
@@ -114,10 +116,11 @@ def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwa
         kwargs["input_ids"] = args[0]
     if kwargs.get("inputs") is not None:
         kwargs["input_ids"] = kwargs.pop("inputs")
+    refuse_filled(kwargs)
     if not _has_pixels(kwargs):
         reduction.text_alone(kwargs)
         return stock(**kwargs)
-    _refuse(reduction, kwargs)
+    refuse(reduction, kwargs)
     prompt = kwargs["input_ids"]
     _count_from(reduction, kwargs, prompt.shape[1])
     if kwargs.get("streamer") is not None:
@@ -126,41 +129,6 @@ def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwa
     if reduction.contrast:
         short["logits_processor"] = [reduction.contrast, *(kwargs.get("logits_processor") or [])]
     return _restore(stock(**short), prompt, short["input_ids"].shape[1])
-
-
-def _refuse(reduction: Reduction, kwargs: Inputs) -> None:
-    cache = kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise InputError("reduced() starts from a whole prompt: pass no filled past_key_values")
-    if kwargs.get("inputs_embeds") is not None or kwargs.get("input_ids") is None:
-        raise InputError("reduced() needs input_ids with the model's visual placeholders")
-    config = kwargs.get("generation_config") or reduction.model.generation_config
-    beams = kwargs.get("num_beams") or config.num_beams or 1
-    copies = kwargs.get("num_return_sequences") or config.num_return_sequences or 1
-    helped = kwargs.get("assistant_model") or kwargs.get("prompt_lookup_num_tokens")
-    if reduction.seams.logits and (max(beams, copies) > 1 or helped):
-        raise InputError(
-            "beams, several return sequences and assistants do not work with contrasted logits: "
-            "the second branch reads one new token of each prompt at a time"
-        )
-    if max(beams, copies) > 1 and (
-        reduction.seams.decoder or reduction.seams.cache or reduction.family.flat
-    ):
-        raise InputError(
-            "beams and several return sequences do not work with dropping inside the decoder "
-            "or its KV cache, "
-            f"nor with {reduction.model.config.model_type}'s way of passing features, if reduced"
-        )
-    if kwargs.get("use_cache") is False and (reduction.seams.decoder or reduction.seams.cache):
-        raise InputError("dropping inside the decoder or its KV cache needs use_cache=True")
-    if reduction.seams.decoder or reduction.seams.cache:
-        chunk = kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None)
-        kind = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
-        if chunk or kind not in (None, "dynamic"):
-            raise InputError(
-                "dropping inside the decoder or its KV cache needs a dynamic cache filled in one "
-                "prefill: pass cache_implementation='dynamic' and no prefill_chunk_size"
-            )
 
 
 def _count_from(reduction: Reduction, inputs: Inputs, original: int) -> None:

@@ -1,0 +1,71 @@
+"""Calls inside `reduced` that are refused, rather than answered wrongly or deep in a layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmtok.errors import InputError
+from mmtok.models.families import Inputs
+from mmtok.models.reduction import Reduction
+
+
+def refuse_filled(kwargs: Inputs) -> None:
+    """InputError where `generate` is to continue a prompt: it would count kept tokens only."""
+    cache = kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise InputError(
+            "generate() inside reduced() starts from a whole prompt: pass no filled "
+            "past_key_values, but the whole conversation with its pixels"
+        )
+
+
+def refuse_labels(reduction: Reduction, kwargs: Inputs) -> None:
+    """InputError where a loss is asked for, but not all labels reach the end of the decoder."""
+    decoder = reduction.seams.decoder
+    if kwargs.get("labels") is not None and decoder and decoder.stages:
+        raise InputError(
+            "labels do not work with dropping inside the decoder, which leaves fewer logits: "
+            "compute the loss from the logits"
+        )
+
+
+def refuse(reduction: Reduction, kwargs: Inputs) -> None:
+    """InputError where `generate` of a prompt with pixels cannot be what was asked for."""
+    if kwargs.get("inputs_embeds") is not None or kwargs.get("input_ids") is None:
+        raise InputError("reduced() needs input_ids with the model's visual placeholders")
+    config = kwargs.get("generation_config") or reduction.model.generation_config
+    beams = kwargs.get("num_beams") or config.num_beams or 1
+    copies = kwargs.get("num_return_sequences") or config.num_return_sequences or 1
+    lookup = kwargs.get("prompt_lookup_num_tokens") or config.prompt_lookup_num_tokens
+    helped = kwargs.get("assistant_model") or lookup or config.assistant_early_exit
+    inside = reduction.seams.decoder or reduction.seams.cache
+    if reduction.seams.logits and (max(beams, copies) > 1 or helped):
+        raise InputError(
+            "beams, several return sequences and assistants do not work with contrasted logits: "
+            "the second branch reads one new token of each prompt at a time"
+        )
+    if inside and helped:
+        raise InputError(
+            "assistant_model, prompt_lookup_num_tokens and assistant_early_exit do not work with "
+            "dropping inside the decoder or its KV cache: leave them out"
+        )
+    if max(beams, copies) > 1 and (inside or reduction.family.flat):
+        raise InputError(
+            "beams and several return sequences do not work with dropping inside the decoder "
+            "or its KV cache, "
+            f"nor with {reduction.model.config.model_type}'s way of passing features, if reduced"
+        )
+    if kwargs.get("use_cache") is False and inside:
+        raise InputError("dropping inside the decoder or its KV cache needs use_cache=True")
+    if inside:
+        _refuse_caches(kwargs, config)
+
+
+def _refuse_caches(kwargs: Inputs, config: Any) -> None:
+    chunk = kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None)
+    kind = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
+    if chunk or kind not in (None, "dynamic"):
+        raise InputError(
+            "dropping inside the decoder or its KV cache needs a dynamic cache filled in one "
+            "prefill: pass cache_implementation='dynamic' and no prefill_chunk_size"
+        )
