@@ -203,3 +203,26 @@ def test_keep_all_skips_nothing_and_bad_arguments_are_named() -> None:
     ]:
         with pytest.raises(InputError, match=name):
             CoreMatching(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_forward_of_the_users_own_is_given_back() -> None:
+    """As libraries that move weights about set it, on the module itself."""
+    model, _ = tiny_model("llava")
+    network, calls = model.get_decoder().layers[1].mlp, []
+    stock = network.forward
+
+    def own(x: Any) -> Any:
+        calls.append(len(x))
+        return stock(x)
+
+    network.forward = own
+    try:
+        with reduced(model, Loudest()):
+            model.generate(**batch("llava", "image"), **DETAIL)
+        assert vars(network).get("forward") is own
+        assert calls
+    finally:
+        del network.forward
+    with reduced(model, Loudest()):
+        pass
+    assert "forward" not in vars(network)

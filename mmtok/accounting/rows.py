@@ -163,9 +163,12 @@ def analytic_flops(lvlm: LVLM, done: Pass) -> dict[str, int]:
         shapes = media_shapes(lvlm.config, done.reduction.inputs)
         work["encode"] = encoder_flops(lvlm.config, shapes) - measured_saving(done.reduction)
         work["prefill"] = batch * decoder_flops(text, lengths)
-        work["decode"] = batch * sum(
-            decoder_flops(text, 1, read, neurons=done.neurons) for read in done.decode_reads()
-        )
+        seam = done.reduction.seams.neurons
+        blind = len(seam.blind) if seam else 0
+        for rows, neurons in ((batch - blind, done.neurons), (blind, None)):
+            work["decode"] = work.get("decode", 0) + rows * sum(
+                decoder_flops(text, 1, read, neurons=neurons) for read in done.decode_reads()
+            )
         if (other := done.reduction.contrast) is not None:
             entered = int(other.prompt["input_ids"].shape[1])
             steps = range(entered + 1, entered + done.new_tokens)

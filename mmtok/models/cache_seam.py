@@ -118,7 +118,7 @@ class CacheSeam:
         for number in self.layers:
             valid, visual, slot = read_by(prompt, self.reached(number))
             rows = list(zip(valid.sum(1).tolist(), visual.sum(1).tolist(), strict=True))
-            kept = [self.policy.count(number, n, v) for n, v in rows]
+            kept = [self._count(number, item, *row) for item, row in enumerate(rows)]
             if self._leaves_early(number):
                 kept = (valid & self._last_reads(prompt).gather(1, slot)).sum(1).tolist()
             if self.policy.selects or any(k < n for k, (n, _) in zip(kept, rows, strict=True)):
@@ -213,7 +213,7 @@ class CacheSeam:
                     rotary=rotary_of(self.layers[number], kwargs, item, place),
                     ahead=lambda steps: rotary_ahead(self.decoder, self.layers[number], steps),
                 )
-                k = self.policy.count(number, len(place), int(entries.visual.sum()))
+                k = self._count(number, item, len(place), int(entries.visual.sum()))
                 rule = self.policy.keep if k < len(place) else keep_all
                 kept.append(place[rule(entries)])
                 dropped |= k < len(place)
@@ -223,6 +223,12 @@ class CacheSeam:
             by_head = slot[:, None].expand(-1, short.place.shape[1], -1)
             self._slots[number] = by_head.gather(2, short.place)
         self._filled = (prompt, layers)
+
+    def _count(self, number: int, item: int, entries: int, visual: int) -> int:
+        """What a prompt keeps in a layer: all, if it holds no visual token."""
+        if self.prompt is None or not bool(self.prompt.visual[item].any()):
+            return entries
+        return self.policy.count(number, entries, visual)
 
     def _leaves_early(self, number: int) -> bool:
         return self.early is not None and number >= self.early
@@ -270,8 +276,10 @@ class CacheSeam:
                 )
             )
             self.reads[-1][number] = stored
-            if read is None:
+            if read is None or self.prompt is None:
                 return None
+            text = ~self.prompt.visual.any(1)  # prompts without visual tokens read everything
+            read = read | (text[:, None] & real)[:, None]
             count = int(read.sum(-1).max())
             index = (~read).int().argsort(dim=-1, stable=True)[..., :count]
             shown = read.gather(-1, index)

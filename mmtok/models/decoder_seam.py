@@ -35,6 +35,7 @@ class DecoderSeam:
     Attributes:
         left: per layer, what reaches it of the last prompt; None where that is not known yet.
         score_flops: floating point operations spent on the rules.
+        sighted: which prompts of the last batch hold visual tokens.
 
     Raises:
         InputError: a stage does not fit the layers.
@@ -81,6 +82,7 @@ class DecoderSeam:
         if visual is None or cell is None:
             return
         self._visual, self._cell = visual, cell
+        self.sighted = visual.any(1).nonzero().squeeze(1)
         self._memory: list[dict[str, Any]] = [{} for _ in visual]
         self._current = Survivors.all_of(torch.ones_like(visual) if valid is None else valid)
         self._cls = None if facts is None else facts[1]

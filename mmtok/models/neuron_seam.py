@@ -30,6 +30,10 @@ class NeuronSeam:
         stage: what to compute.
         meter: told that the stage "reduce.score" runs.
 
+    Attributes:
+        cores: per layer, the (B, C, D) weights that the prompts with visual tokens chose.
+        blind: prompts of the last batch without visual tokens, which compute all.
+
     Raises:
         InputError: the layers have no plain gated feed-forward network.
     """
@@ -49,6 +53,7 @@ class NeuronSeam:
     def start(self) -> None:
         """Get ready for a prompt; until it has run the networks compute all."""
         self.cores: list[list[Tensor] | None] = [None] * len(self.networks)
+        self.blind = torch.empty(0, dtype=torch.int64)
 
     @property
     def chosen(self) -> bool:
@@ -57,10 +62,12 @@ class NeuronSeam:
 
     @property
     def spared_bytes(self) -> int:
-        """Weights a decode step of the last prompts reads less than the whole networks."""
+        """Weights a decode step of the last prompts reads less than the whole networks; less than
+        none where a prompt without visual tokens needs those too.
+        """
         stock = sum(w.numel() * w.element_size() for n in self.networks for w in n.parameters())
         held = sum(w.numel() * w.element_size() for core in self.cores for w in core or [])
-        return stock - held if held else 0
+        return (0 if len(self.blind) else stock) - held if held else 0
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -69,21 +76,26 @@ class NeuronSeam:
             for place, network in enumerate(self.networks):
                 hook = network.down_proj.register_forward_pre_hook(partial(self._choose, place))
                 stack.callback(hook.remove)
+                stack.callback(partial(_restore, network, vars(network).get("forward")))
                 network.forward = partial(self._forward, place, network.forward)
-                stack.callback(partial(delattr, network, "forward"))
             yield
 
     def _choose(self, place: int, module: nn.Module, args: Any) -> None:
         left = self.seam.left[place]
         if left is None or self.cores[place] is not None:
             return
-        network = self.networks[place]
+        network, rows = self.networks[place], self.seam.sighted
+        blind = torch.ones(len(args[0]), dtype=torch.bool, device=rows.device)
+        blind[rows] = False
+        self.blind = blind.nonzero().squeeze(1)
+        if len(rows) == 0:
+            return
         with self.meter.stage("reduce.score"):
             count = self.stage.width(args[0].shape[-1])
             index = torch.stack(
                 [
                     self.stage.rule(x[real], count)
-                    for x, real in zip(args[0], left.real, strict=True)
+                    for x, real in zip(args[0][rows], left.real[rows], strict=True)
                 ]
             )
             self.cores[place] = [
@@ -97,6 +109,21 @@ class NeuronSeam:
         if core is None:
             out: Tensor = stock(x)
             return out
+        if len(self.blind) == 0:
+            return self._part(place, core, x)
+        out = torch.empty_like(x)
+        out[self.seam.sighted] = self._part(place, core, x[self.seam.sighted])
+        out[self.blind] = stock(x[self.blind])
+        return out
+
+    def _part(self, place: int, core: list[Tensor], x: Tensor) -> Tensor:
         gate, up, down = core
         fired: Tensor = self.networks[place].act_fn(x @ gate.mT)
         return (fired * (x @ up.mT)) @ down
+
+
+def _restore(network: nn.Module, own: Any) -> None:
+    """Give a module its class's `forward` back, or the one it had of its own."""
+    del network.forward
+    if own is not None:
+        network.forward = own
