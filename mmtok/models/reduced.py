@@ -80,16 +80,15 @@ def _has_pixels(inputs: Inputs) -> bool:
 
 
 def _forward(reduction: Reduction, args: Any, kwargs: Inputs) -> Any:
-    if not _has_pixels(kwargs):
-        cache = kwargs.get("past_key_values")
-        fresh = cache is None or cache.get_seq_length() == 0
-        if not fresh:
-            reduction.next_step({"input_ids": args[0]} | kwargs if args else kwargs)
-        elif not kwargs.get("mm_encoder_outputs"):
-            reduction.text_alone(kwargs)
-        return None
     if args:
         kwargs = {"input_ids": args[0]} | kwargs
+    if not _has_pixels(kwargs):
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            return (), reduction.next_step(kwargs)
+        if not kwargs.get("mm_encoder_outputs"):
+            reduction.text_alone(kwargs)
+        return None
     refuse_labels(reduction, kwargs)
     return (), reduction.prepare(kwargs, lambda inputs: _forward_positions(reduction, inputs))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmtok.models.cache_calls import check_cache
+from mmtok.models.continuing import Shortened
 from mmtok.models.encoder_seam import (
     PIXELS,
     TOWER_OPTION,
@@ -60,6 +61,7 @@ class Reduction:
         inputs: keyword arguments the vision tower was run on.
         select_flops: floating point operations spent on selection, in closed form.
         contrast: the second branch of the last prompt, where logits are contrasted.
+        shortened: what continues the last prompt, where tokens left in front of the decoder.
 
     Raises:
         InputError: a reducer needs what this family cannot give, or two of them clash.
@@ -75,6 +77,7 @@ class Reduction:
         self.inputs: Inputs = {}
         self.select_flops = 0
         self.contrast: Contrast | None = None
+        self.shortened: Shortened | None = None
 
     def prepare(self, inputs: Inputs, positions: Callable[[Inputs], Tensor]) -> Inputs:
         """Encode, reduce, and build the shorter prompt.
@@ -118,6 +121,10 @@ class Reduction:
         keep, visual = kept_places(self.inputs["input_ids"].shape, self.media)
         short = self._prompt(self.media, keep, positions)
         self.prompt_length = short["input_ids"].shape[1]
+        self.shortened = None
+        if not all(part.whole for part in self.media):
+            behind = short["position_ids"][..., -1:] + 1
+            self.shortened = Shortened(short["attention_mask"], behind, keep.shape[1])
         if self.seams.decoder or self.seams.cache:
             self._start(short, keep, visual)
         return short
@@ -169,15 +176,16 @@ class Reduction:
             prompt["attention_mask"] = torch.ones_like(prompt["input_ids"])
         return Contrast(self.model, stage, prompt | {"position_ids": positions(prompt)}, self.meter)
 
-    def next_step(self, inputs: Inputs) -> None:
-        """A forward that continues a prompt is about to run."""
+    def next_step(self, inputs: Inputs) -> Inputs:
+        """The arguments of a forward that continues a prompt and is about to run."""
         if self.seams.cache:
             self.seams.cache.next_step(inputs.get("input_ids"))
+        return self.shortened.arguments(inputs) if self.shortened else inputs
 
     def text_alone(self, inputs: Inputs) -> None:
         """A prompt without pixels passes by: nothing to reduce, no state of an earlier one."""
         self.media, self.inputs, self.select_flops = [], inputs, 0
-        self.contrast = None
+        self.contrast = self.shortened = None
         self.prompt_length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         if self.seams.decoder:
             self.seams.decoder.start(None, None, None)
