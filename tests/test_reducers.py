@@ -256,3 +256,19 @@ def test_listing_imports_neither_torch_nor_a_method() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "todre" in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("spec", "where"),
+    [
+        ("fastv(keep=2)", "inside the decoder"),
+        ("corematching(keep=2)", "inside the decoder and in the decoder's feed-forward networks"),
+        ("snapkv(keep=200)", "in the KV cache"),
+        ("downsample(keep=0.5)", "on the pixels"),
+        ("damro", "on the logits"),
+    ],
+)
+def test_select_of_methods_that_act_elsewhere_is_refused(spec: str, where: str) -> None:
+    tokens = VisualTokens(features=torch.randn(1, 30, 16), cls_attention=torch.rand(1, 30))
+    with pytest.raises(InputError, match=f"it acts {where}: "):
+        build(spec)[0].select(tokens)

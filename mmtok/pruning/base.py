@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from mmtok.pruning.stages import EncoderStage, LogitStage
 
 
+ELSEWHERE = {
+    "before_encoder": "on the pixels",
+    "in_encoder": "inside the vision tower",
+    "in_decoder": "inside the decoder",
+    "in_feedforward": "in the decoder's feed-forward networks",
+    "in_cache": "in the KV cache",
+    "on_logits": "on the logits",
+}
+"""Hooks besides `after_encoder` -> where a reducer acts that overrides them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reducer:
     """A method that keeps fewer visual tokens.
@@ -160,14 +171,24 @@ class Reducer:
         """The selection `after_encoder` makes, as a pure function of tensors.
 
         Raises:
-            InputError: the method needs something that `tokens` or `query` does not hold.
+            InputError: the method needs something that `tokens` or `query` does not hold, or acts
+                elsewhere in the model only.
         """
+        self._check_acts_here()
         if "query" in self.needs and query is None:
             raise InputError(f"{self.name} needs a query: pass the text's embeddings")
         for name in self.needs - {"query"}:
             if getattr(tokens, name) is None:
                 raise InputError(f"{self.name} needs {name}, which these tokens do not carry")
         return self.after_encoder(tokens, query)
+
+    def _check_acts_here(self) -> None:
+        acts = [where for hook, where in ELSEWHERE.items() if overrides(self, hook)]
+        if acts and not overrides(self, "after_encoder"):
+            raise InputError(
+                f"{self.name} does not choose among the tokens that leave the vision tower, "
+                f"it acts {' and '.join(acts)}: run it with mmtok.reduced(model, ...)"
+            )
 
 
 def overrides(reducer: Reducer, hook: str) -> bool:
