@@ -136,6 +136,10 @@ class MustDrop(Reducer):
         leads = tokens.mask & ((group == place) | (group < 0))
         return Selection(indices=[row.nonzero().squeeze(1) for row in leads])
 
+    def encoder_count(self, n: int) -> int:
+        """All, as if no window merged: the budget is met inside the decoder."""
+        return n
+
     def behind(self, layers: int) -> list[int]:
         """The decoder layers whose attention decides, of `layers` layers."""
         return sorted({b * layers // DEPTH for b in BEHIND if b * layers // DEPTH < layers - 1})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmtok import InputError, plan, reduced
+from mmtok.accounting.analytic import decoder_flops
 from mmtok.models.survivors import Survivors
 from mmtok.pruning.methods.mustdrop import MustDrop, dual, path
 from mmtok.pruning.stages import TowerTokens
@@ -219,7 +220,25 @@ def test_path_and_plan() -> None:
         == [576] * 3 + [333] * 4 + [192] * 4 + [111] * 4 + [64] * 17
     )
     less = plan("llava-1.5-7b", reduce="mustdrop(keep=64)")
+    assert less.reduced.visual_tokens == 576, "windows may all differ"
     assert less.reduced.prefill_flops < less.baseline.prefill_flops / 2
+
+
+@pytest.mark.parametrize("theta", [2, 0.2])
+def test_a_plan_bounds_the_run(theta: float) -> None:
+    model, _ = tiny_model("llava")
+    spec, inputs = f"mustdrop(keep=12, theta={theta})", batch("llava", "image", (0,))
+    with reduced(model, spec) as reduction:
+        model(**inputs)
+    left = [x.index.shape[1] for x in reduction.seams.decoder.left]
+    ran = decoder_flops(model.config.text_config, left, logits="last")
+    text = inputs["input_ids"].shape[1] - 36
+    planned = plan(model.config, reduce=spec, text_tokens=text).reduced
+    if theta == 2:
+        assert (planned.visual_tokens, planned.prefill_flops) == (36, ran), "no window merges"
+    else:
+        assert left[0] - text < planned.visual_tokens == 36
+        assert planned.prefill_flops > ran
 
 
 @pytest.mark.parametrize(

@@ -2,98 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtok.accounting.analytic import Logits, decoder_flops, kv_bytes, slides
+from mmtok.accounting.cost import Cost, Plan
 from mmtok.accounting.encoders import encoder_flops
-from mmtok.accounting.ledger import Ledger, Stage, si
+from mmtok.accounting.ledger import Ledger, Stage
 from mmtok.accounting.merged import planned_merging
 from mmtok.accounting.planned import PlannedMedia, planned, resized
 from mmtok.errors import InputError
-from mmtok.table import render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmtok.pruning import Reducer
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One side of a plan.
-
-    Attributes:
-        ledger: stages with tokens, analytic FLOPs and KV bytes; nothing is measured.
-        visual_tokens: visual tokens that enter the language model.
-        prefill_flops: of the language model, logits included, encoder not.
-        kv_bytes: bytes of the KV cache after the prefill.
-    """
-
-    ledger: Ledger
-    visual_tokens: int
-    prefill_flops: int
-    kv_bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """{"stages", "total", "prefill_flops", "kv_bytes", "visual_tokens"}, JSON-ready."""
-        return {
-            "stages": [asdict(stage) for stage in self.ledger.stages],
-            "total": asdict(self.ledger.total),
-            "prefill_flops": self.prefill_flops,
-            "kv_bytes": self.kv_bytes,
-            "visual_tokens": self.visual_tokens,
-        }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Baseline and reduced cost of one prompt.
-
-    Attributes:
-        baseline: all visual tokens kept.
-        reduced: with the reducer; equal to the baseline without one. An upper bound where a
-            method decides by content how many tokens it keeps.
-        meta: model, reducer and what was assumed.
-    """
-
-    baseline: Cost
-    reduced: Cost
-    meta: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """{"baseline": {...}, "reduced": {...}, "meta": {...}}, JSON-ready."""
-        return {
-            "baseline": self.baseline.to_dict(),
-            "reduced": self.reduced.to_dict(),
-            "meta": dict(self.meta),
-        }
-
-    def to_json(self) -> str:
-        """`to_dict` as one line of JSON."""
-        return json.dumps(self.to_dict())
-
-    def table(self) -> str:
-        """Both sides stage by stage, and how many times less the reduced one costs."""
-        lines = [["stage", "tokens", "reduced", "FLOPs", "reduced", "less", "KV bytes", "reduced"]]
-        names = [stage.stage for stage in self.reduced.ledger.stages]
-        for name in [*names, "total"]:
-            full, less = (_row(side.ledger, name) for side in (self.baseline, self.reduced))
-            lines.append(
-                [
-                    name,
-                    _text(full.tokens_in),
-                    _text(less.tokens_in),
-                    _si(full.flops_analytic),
-                    _si(less.flops_analytic),
-                    _ratio(full.flops_analytic, less.flops_analytic),
-                    _text(full.kv_bytes),
-                    _text(less.kv_bytes),
-                ]
-            )
-        return render(lines, total=True)
 
 
 def plan(
@@ -232,15 +156,11 @@ def _after_encoder(
     ask: _Ask, reducers: Sequence[Reducer], items: list[int]
 ) -> tuple[list[int], int]:
     """Tokens left of each item, and FLOPs of choosing them."""
-    from mmtok.pruning.base import overrides
-
     width, flops = ask.config.text_config.hidden_size, 0
     more = {"key_width": ask.config.vision_config.hidden_size, "text": ask.text_tokens}
     for reducer in reducers:
-        if overrides(reducer, "after_encoder"):
-            flops += sum(reducer.select_flops(n, width, **more) for n in items)
-            counts = [reducer.keep_count(n) for n in items]
-            items = [n if kept is None else kept for n, kept in zip(items, counts, strict=True)]
+        flops += sum(reducer.select_flops(n, width, **more) for n in items)
+        items = [reducer.encoder_count(n) for n in items]
     return items, flops
 
 
@@ -280,21 +200,3 @@ def _in_cache(
         counts += [lengths[-1] for first in early if layer >= first]
         held.append(n if slides(text, layer) else min([n, *counts]))
     return held
-
-
-def _row(ledger: Ledger, name: str) -> Stage:
-    """The stage of that name; empty where a ledger has none."""
-    rows = [*ledger.stages, ledger.total]
-    return next((stage for stage in rows if stage.stage == name), Stage(name))
-
-
-def _text(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
-
-
-def _si(value: int | None) -> str:
-    return "" if value is None else si(value)
-
-
-def _ratio(full: int | None, less: int | None) -> str:
-    return f"{full / less:.2f}x" if full and less else ""

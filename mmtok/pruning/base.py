@@ -89,6 +89,12 @@ class Reducer:
         k = math.floor(self.keep * n + 0.5) if isinstance(self.keep, float) else self.keep
         return min(max(k, 1), n)
 
+    def encoder_count(self, n: int) -> int:
+        """How many of an item's n tokens enter the language model: the budget if the method acts
+        behind the encoder. An upper bound where the count depends on content.
+        """
+        return self.keep_count(n) if overrides(self, "after_encoder") else n
+
     def select_flops(self, n: int, width: int, *, key_width: int = 0, text: int = 0) -> int:
         """Floating point operations of `after_encoder`: matrix products and the like, as the FLOP
         counter counts them. At most so many where content decides; `Selection.flops` says then
