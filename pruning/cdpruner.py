@@ -69,16 +69,24 @@ class CDPruner(Reducer):
         Args:
             text: (T, D) embeddings; without any all tokens count the same.
             x: (N, D) tokens beside which the text stands.
+
+        Raises:
+            InputError: the text holds NaN or infinite values.
         """
         x = unit(x)
         cosine = x @ unit(text).mean(0) if len(text) else x.new_zeros(len(x))
+        if not bool(torch.isfinite(cosine).all()):
+            raise InputError("cdpruner: the query's embeddings hold NaN or infinite values")
         if self.compat == "repo":
             cosine = -cosine
         spread = cosine.max() - cosine.min()
         if float(spread) <= EPS:
             return torch.ones_like(cosine)
         share = (cosine - cosine.min() + EPS) / spread
-        return share if self.theta is None else (share * self.theta / (2 - 2 * self.theta)).exp()
+        if self.theta is None:
+            return share
+        # A factor common to all tokens chooses the same ones; the largest power may overflow.
+        return ((share - share.max()) * self.theta / (2 - 2 * self.theta)).exp()
 
     def select_flops(self, n: int, width: int, *, key_width: int = 0, text: int = 0) -> int:
         """Tokens times the mean text, and the greedy choice."""

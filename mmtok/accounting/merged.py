@@ -48,12 +48,8 @@ def planned_merging(
     """FLOPs that merging saves inside the tower, and those that it costs.
 
     None are saved for AnyRes crops, where the padding decides: an upper bound.
-
-    Raises:
-        InputError: the model's visual tokens are no single patches.
     """
-    from mmtok.models.crops import check_tower, layers_read
-    from mmtok.models.families import FAMILIES
+    from mmtok.models.crops import layers_read
     from mmtok.pruning.base import overrides
 
     saved = cost = 0
@@ -61,7 +57,6 @@ def planned_merging(
     for reducer in reducers:
         if not overrides(reducer, "in_encoder"):
             continue
-        check_tower(reducer.name, config, FAMILIES[config.model_type])
         patches = cells(config, media.shapes)
         if media.items != [patches] * crops:
             continue

@@ -48,18 +48,22 @@ def plan(
         logits: positions the prefill computes logits for: "last" as in `generate`, or "all".
 
     Raises:
-        InputError: unknown model or reducer, no closed form for it, or numbers out of range.
+        InputError: unknown model or reducer, no closed form for it, reducers that do not fit the
+            model or one another, or numbers out of range.
     """
     if text_tokens < 0 or new_tokens < 1:
         raise InputError(
             f"expected text_tokens >= 0 and new_tokens >= 1, got {text_tokens} and {new_tokens}"
         )
+    from mmtok.models.families import FAMILIES
+    from mmtok.models.fit import check_fit
     from mmtok.pruning import build
 
     config = _config(model)
     media = planned(config, size=image_size, images=images, frames=frames)
     ask = _Ask(config, media, text_tokens, new_tokens, dtype, logits)
     reducers = build(reduce)
+    check_fit(config, FAMILIES[config.model_type], reducers)
     name = model if isinstance(model, str) else config.model_type
     meta = {"model": name, "reduce": [r.spec for r in reducers]} | ask.assumed()
     return Plan(baseline=_cost(ask, []), reduced=_cost(ask, reducers), meta=meta)

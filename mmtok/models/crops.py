@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,7 @@ from torch import Tensor
 
 from mmtok.errors import InputError
 from mmtok.models.families import Family, Inputs, anyres_crops, pack_anyres
-from mmtok.pruning.base import Reducer, overrides
 from mmtok.pruning.rank import apportion
-from mmtok.pruning.stages import EncoderStage
 
 
 @dataclass(frozen=True)
@@ -32,19 +30,6 @@ class Crops:
     visible: Tensor
     target: Tensor
     grid: tuple[int, int]
-
-
-def tower_stage(model: Any, family: Family, reducers: Sequence[Reducer]) -> EncoderStage | None:
-    """The stage that one of the reducers wants inside the vision tower.
-
-    Raises:
-        InputError: the model's visual tokens are no single patches.
-    """
-    stages = [stage for r in reducers if (stage := r.in_encoder()) is not None]
-    for reducer in reducers:
-        if overrides(reducer, "in_encoder"):
-            check_tower(reducer.name, model.config, family)
-    return stages[0] if stages else None
 
 
 def check_tower(name: str, config: Any, family: Family) -> None:

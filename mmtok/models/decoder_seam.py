@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmtok.accounting.analytic import head_shape
 from mmtok.accounting.scopes import Meter
 from mmtok.errors import InputError
+from mmtok.models.fit import by_layer
 from mmtok.models.survivors import Survivors
 from mmtok.models.taps import LayerAttention, probe, tap
 from mmtok.pruning.decoder import DecoderPrompt, DecoderStage
@@ -44,19 +45,7 @@ class DecoderSeam:
     def __init__(self, decoder: Any, stages: Sequence[DecoderStage], meter: Meter) -> None:
         self.decoder, self.meter = decoder, meter
         self.layers: nn.ModuleList = decoder.layers
-        self.stages: dict[int, DecoderStage] = {}
-        for stage in stages:
-            if not 1 <= stage.layer < len(self.layers):
-                raise InputError(
-                    f"tokens can leave in front of decoder layers 1 to {len(self.layers) - 1}, "
-                    f"not {stage.layer}"
-                )
-            if stage.layer in self.stages:
-                raise InputError(
-                    f"two stages drop tokens in front of decoder layer {stage.layer}: "
-                    "set one of them to another layer"
-                )
-            self.stages[stage.layer] = stage
+        self.stages = by_layer(stages, len(self.layers))
         self.first = min(self.stages, default=len(self.layers))
         self.start(None, None, None)
 

@@ -7,7 +7,6 @@ so that sampling settings act on what the contrast leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,31 +15,9 @@ from torch import Tensor
 from mmtok.accounting.scopes import Meter
 from mmtok.errors import InputError
 from mmtok.models.families import Inputs
-from mmtok.pruning.base import Reducer
 from mmtok.pruning.stages import LogitStage
 
 STAGE = "decode.contrast"
-
-
-def logit_stage(reducers: Sequence[Reducer], dropping: bool) -> LogitStage | None:
-    """The contrast that one of the reducers wants.
-
-    Args:
-        reducers: of one pipeline.
-        dropping: whether some of them drop tokens inside the decoder.
-
-    Raises:
-        InputError: several contrast, or it meets hooks on the decoder's layers.
-    """
-    stages = [stage for r in reducers if (stage := r.on_logits()) is not None]
-    if len(stages) > 1:
-        raise InputError("only one reducer of a pipeline can contrast logits")
-    if stages and dropping:
-        raise InputError(
-            "contrasting logits runs the decoder on a second prompt, which does not work beside "
-            "dropping inside the decoder"
-        )
-    return stages[0] if stages else None
 
 
 class Contrast:

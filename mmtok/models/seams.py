@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from mmtok.accounting.scopes import Meter
 from mmtok.errors import InputError
 from mmtok.models.cache_calls import Reached
 from mmtok.models.cache_seam import CacheSeam
-from mmtok.models.crops import tower_stage
 from mmtok.models.decoder_seam import DecoderSeam
 from mmtok.models.families import Family
-from mmtok.models.logit_seam import logit_stage
+from mmtok.models.fit import check_fit
 from mmtok.models.neuron_seam import NeuronSeam
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.cache import CachePolicy
+
+Stage = TypeVar("Stage")
 
 
 class Seams:
@@ -42,12 +43,12 @@ class Seams:
     def __init__(
         self, model: Any, family: Family, reducers: Sequence[Reducer], meter: Meter
     ) -> None:
-        _check_needs(model, family, reducers)
-        self.tower = tower_stage(model, family, reducers)
-        self.decoder = _decoder_seam(model, family, reducers, meter)
+        check_fit(model.config, family, reducers)
+        self.tower = _first(r.in_encoder() for r in reducers)
+        self.decoder = _decoder_seam(model, reducers, meter)
         self.neurons = _neuron_seam(self.decoder, reducers, meter)
         self.cache = _cache_seam(model, reducers, self._reached, meter)
-        self.logits = logit_stage(reducers, bool(self.decoder or self.cache))
+        self.logits = _first(r.on_logits() for r in reducers)
         read = {name for r in reducers for name in r.needs | r.wants} & family.facts
         _check_attention(model.get_decoder().config, self.decoder or self.cache)
         _check_attention(model.config.vision_config, read or self.tower)
@@ -68,15 +69,6 @@ class Seams:
         return None if left is None or left.whole else (left.index, left.real)
 
 
-def _check_needs(model: Any, family: Family, reducers: Sequence[Reducer]) -> None:
-    offered = {"query"} | family.facts
-    for reducer in reducers:
-        for need in sorted(reducer.needs - offered):
-            raise InputError(
-                f"{reducer.name} needs {need}, which {model.config.model_type} does not have"
-            )
-
-
 def _check_attention(config: Any, used: Any) -> None:
     """Attention is read and masked as SDPA does: refuse other implementations at once."""
     how = getattr(config, "_attn_implementation", None)
@@ -87,31 +79,24 @@ def _check_attention(config: Any, used: Any) -> None:
         )
 
 
-def _decoder_seam(
-    model: Any, family: Family, reducers: Sequence[Reducer], meter: Meter
-) -> DecoderSeam | None:
+def _first(stages: Iterable[Stage | None]) -> Stage | None:
+    """What the only reducer that has such a stage wants."""
+    return next((stage for stage in stages if stage is not None), None)
+
+
+def _decoder_seam(model: Any, reducers: Sequence[Reducer], meter: Meter) -> DecoderSeam | None:
     decoder = model.get_decoder()
     stages = [s for r in reducers for s in r.in_decoder(len(decoder.layers))]
     if not stages and all(r.in_feedforward() is None for r in reducers):
         return None
-    seam = DecoderSeam(decoder, stages, meter)
-    if family.deepstack:
-        deep = len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))
-        if seam.first < deep:
-            raise InputError(
-                f"tokens cannot leave in front of decoder layer {seam.first}: the first {deep} "
-                f"layers of {model.config.model_type} add visual features of their own"
-            )
-    return seam
+    return DecoderSeam(decoder, stages, meter)
 
 
 def _neuron_seam(
     decoder: DecoderSeam | None, reducers: Sequence[Reducer], meter: Meter
 ) -> NeuronSeam | None:
-    stages = [s for r in reducers if (s := r.in_feedforward()) is not None]
-    if len(stages) > 1:
-        raise InputError("only one reducer of a pipeline can choose the neurons of decode steps")
-    return NeuronSeam(decoder, stages[0], meter) if stages and decoder else None
+    stage = _first(r.in_feedforward() for r in reducers)
+    return NeuronSeam(decoder, stage, meter) if stage and decoder else None
 
 
 def _cache_seam(
@@ -124,8 +109,6 @@ def _cache_seam(
     depth = len(decoder.layers)
     evicting = [r for r in reducers if r.in_cache(depth) is not None]
     early = [layer for r in reducers if (layer := r.leave_early(depth)) is not None]
-    if len(evicting) + len(early) > 1:
-        raise InputError("only one reducer of a pipeline can evict entries of the KV cache")
     if not evicting and not early:
         return None
 

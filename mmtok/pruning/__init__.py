@@ -40,6 +40,12 @@ def build(reduce: str | Reducer | Sequence[str | Reducer] | None) -> list[Reduce
         if place and overrides(reducer, "before_encoder"):
             raise InputError(f"{reducer.name} acts on the picture: put it first in the list")
         behind = [r.name for r in reducers[:place] if overrides(r, "after_encoder")]
+        inside = [r.name for r in reducers[:place] if overrides(r, "in_encoder")]
+        if inside and overrides(reducer, "in_encoder"):
+            raise InputError(
+                f"only one reducer of a pipeline can merge inside the vision tower: leave out "
+                f"{inside[0]} or {reducer.name}"
+            )
         if behind and overrides(reducer, "in_encoder"):
             raise InputError(
                 f"{reducer.name} merges inside the vision tower: put it before {behind[0]}"
