@@ -34,7 +34,8 @@ class VisualTokens:
             batch gives what its items give one by one. Default: "0" for every item.
 
     Raises:
-        InputError: shapes disagree, or a valid feature is NaN or infinite.
+        InputError: shapes disagree, or a feature, attention or key of a valid token is NaN or
+            infinite.
     """
 
     features: Tensor
@@ -70,8 +71,7 @@ class VisualTokens:
         if not self.item_ids:
             fill(self, "item_ids", ("0",) * b)
         self._check_shapes()
-        if not bool(torch.isfinite(x.masked_fill(~self.mask[..., None], 0)).all()):
-            raise InputError("features hold NaN or infinite values in valid tokens")
+        self._check_finite()
 
     def _check_shapes(self) -> None:
         b, n, _ = self.features.shape
@@ -93,6 +93,23 @@ class VisualTokens:
             raise InputError(f"keys must have shape ({b}, {n}, Dk), got {tuple(self.keys.shape)}")
         if len(self.item_ids) != b:
             raise InputError(f"item_ids must name {b} items, got {len(self.item_ids)}")
+
+    def _check_finite(self) -> None:
+        for name in ("features", "cls_attention", "cls_joint", "keys"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            gone = ~self.mask if value.ndim == 2 else ~self.mask[..., None]
+            if not bool(torch.isfinite(value.masked_fill(gone, 0)).all()):
+                raise InputError(f"{name} hold NaN or infinite values in valid tokens")
+
+    @property
+    def leads(self) -> Tensor:
+        """(B, N) bool, the valid tokens, of each group that shares a feature only the first."""
+        if self.group is None:
+            return self.mask
+        place = torch.arange(self.mask.shape[1], device=self.mask.device)
+        return self.mask & ((self.group == place) | (self.group < 0))
 
     @property
     def counts(self) -> Tensor:

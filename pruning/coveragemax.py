@@ -19,7 +19,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer, per_item
 from mmtok.pruning.coverage import attention_like, greedy_coverage
 from mmtok.tokens import Query, Selection, VisualTokens
@@ -44,12 +43,10 @@ class CoverageMax(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("alpha", "text_temperature", "image_temperature"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or value < 0 or (value == 0 and name != "alpha"):
-                raise InputError(
-                    f"coveragemax: {name} must be a number > 0 (alpha: >= 0), got {value!r}"
-                )
+        self.check_number("alpha")
+        # Cosines are not known more finely than this.
+        self.check_number("text_temperature", 1e-6)
+        self.check_number("image_temperature", 1e-6)
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Greedy coverage of both."""

@@ -12,7 +12,8 @@ queries and keys; `per_head=True` takes the mean over heads, as CLS attention el
 Deviations: attention is that of the tower's last layer, as the paper has it, where the code reads
 the layer the model takes features from. Temperature, top-k and top-p act behind the contrast; the
 released code ignores them. Batches work, with a KV cache for each branch. The crops of an AnyRes
-image compete for its k outliers.
+image compete for its k outliers. Where patches merge inside the tower, a group is one outlier, so
+that an image of few groups has fewer than k.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class DAMRO(Reducer):
     Attributes:
         alpha: strength of the contrast; 0 turns it off.
         beta: a token needs this share of the likeliest one's probability, in (0, 1].
-        outliers: visual tokens of the second branch, for each image.
+        outliers: visual tokens of the second branch, for each image, at most.
         per_head: whether attention is the mean over heads.
     """
 
@@ -53,10 +54,9 @@ class DAMRO(Reducer):
         super().__post_init__()
         if self.keep != 1.0 or not isinstance(self.keep, float):
             raise InputError(f"damro: keep must be 1.0, since no token leaves, got {self.keep!r}")
-        if not isinstance(self.alpha, int | float) or not 0 <= self.alpha < math.inf:
-            raise InputError(f"damro: alpha must be a number >= 0, got {self.alpha!r}")
-        if not isinstance(self.beta, int | float) or not 0 < self.beta <= 1:
-            raise InputError(f"damro: beta must be in (0, 1], got {self.beta!r}")
+        self.check_number("alpha")
+        self.check_number("beta", 0, 1, above=True)
+        self.check_flag("per_head")
         count = self.outliers
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise InputError(f"damro: outliers must be an int >= 1, got {count!r}")

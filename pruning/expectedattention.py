@@ -43,6 +43,7 @@ class ExpectedAttention(CacheReducer):
         super().__post_init__()
         self.check_protected(sinks=self.sinks)
         self.check_count(1, ahead=self.ahead)
+        self.check_number("epsilon")
 
     def protected(self) -> tuple[int, int]:
         """The sinks."""

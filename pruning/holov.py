@@ -47,8 +47,7 @@ class HoloV(Reducer):
         super().__post_init__()
         if not isinstance(self.chunks, int) or isinstance(self.chunks, bool) or self.chunks < 1:
             raise InputError(f"holov: chunks must be an int >= 1, got {self.chunks!r}")
-        if not isinstance(self.alpha, int | float) or self.alpha < 0:
-            raise InputError(f"holov: alpha must be a number >= 0, got {self.alpha!r}")
+        self.check_number("alpha")
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Score the stretches, share out the budget, take the most attended of each."""

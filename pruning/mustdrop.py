@@ -69,14 +69,11 @@ class MustDrop(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low, high in [("theta", -1, 2), ("key_share", 0, 1)]:
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not low <= value <= high:
-                raise InputError(f"mustdrop: {name} must be in [{low}, {high}], got {value!r}")
-        for name in ("global_share", "single"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise InputError(f"mustdrop: {name} must be a number > 0, got {value!r}")
+        self.check_number("theta", -1, 2)
+        self.check_number("key_share", 0, 1)
+        self.check_number("global_share", above=True)
+        self.check_number("single", above=True)
+        self.check_flag("trim_early")
         if self.budget_mode not in ("exact", "threshold"):
             raise InputError(
                 f"mustdrop: budget_mode must be 'exact' or 'threshold', got {self.budget_mode!r}"
@@ -131,10 +128,7 @@ class MustDrop(Reducer):
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """One token for each merged window, and all others."""
-        place = torch.arange(tokens.mask.shape[1], device=tokens.mask.device)
-        group = place if tokens.group is None else tokens.group
-        leads = tokens.mask & ((group == place) | (group < 0))
-        return Selection(indices=[row.nonzero().squeeze(1) for row in leads])
+        return Selection(indices=[row.nonzero().squeeze(1) for row in tokens.leads])
 
     def encoder_count(self, n: int) -> int:
         """All, as if no window merged: the budget is met inside the decoder."""

@@ -50,11 +50,7 @@ class PruMerge(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("adaptive", "plus"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(
-                    f"prumerge: {name} must be True or False, got {getattr(self, name)!r}"
-                )
+        self.check_flag("adaptive", "plus")
         count = self.neighbours
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise InputError(f"prumerge: neighbours must be an int >= 0, got {count!r}")
@@ -110,7 +106,7 @@ class PruMerge(Reducer):
         kept = torch.cat([selected, extra]).sort().values
         rest = torch.ones_like(seen, dtype=torch.bool).index_fill(0, selected, False)
         others = rest.nonzero().squeeze(1) if len(extra) else extra
-        weights = torch.cat([torch.ones_like(near[:, :1], dtype=seen.dtype), seen[near]], 1)
+        weights = torch.cat([torch.ones_like(seen[selected])[:, None], seen[near]], 1)
         share = seen[others]
         if self.compat == "paper":
             weights = weights / weights.sum(1, keepdim=True)

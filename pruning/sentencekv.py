@@ -88,7 +88,8 @@ class SentenceKV(CacheReducer):
             raise InputError(f"sentencekv: pooling must be 'avg' or 'max', got {self.pooling!r}")
         if self.compat not in ("paper", "repo"):
             raise InputError(f"sentencekv: compat must be 'paper' or 'repo', got {self.compat!r}")
-        if not all(isinstance(token, int) for token in self.punctuation):
+        marks = self.punctuation
+        if not isinstance(marks, list | tuple) or not all(type(mark) is int for mark in marks):
             raise InputError(f"sentencekv: punctuation must be token ids, got {self.punctuation!r}")
 
     def protected(self) -> tuple[int, int]:

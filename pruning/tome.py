@@ -45,8 +45,8 @@ class ToMe(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.inflect, int | float) or not -1 <= self.inflect <= 1:
-            raise InputError(f"tome: inflect must be in [-1, 1], got {self.inflect!r}")
+        self.check_number("inflect", -1, 1)
+        self.check_flag("proportional")
         if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 2:
             raise InputError(f"tome: every must be an int >= 2, got {self.every!r}")
 
@@ -58,7 +58,7 @@ class ToMe(Reducer):
             rule=self._match,
             keep_count=self.keep_count,
             place="attention",
-            proportional=bool(self.proportional),
+            proportional=self.proportional,
         )
 
     def schedule(self, lose: int, layers: int) -> list[int]:

@@ -84,6 +84,27 @@ class Reducer:
         """Whether all tokens stay, however many there are: nothing has to be read or scored."""
         return isinstance(self.keep, float) and self.keep == 1
 
+    def check_number(
+        self, name: str, low: float = 0, high: float = math.inf, *, above: bool = False
+    ) -> None:
+        """InputError unless an option is a finite number in [low, high]; `above` leaves low out."""
+        value = getattr(self, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        inside = number and low <= value <= high and abs(value) < math.inf
+        if not inside or (above and value == low):
+            least = f"{'>' if above else '>='} {low:g}"
+            most = f" and <= {high:g}" if high < math.inf else ""
+            raise InputError(
+                f"{self.name}: {name} must be a finite number {least}{most}, got {value!r}"
+            )
+
+    def check_flag(self, *names: str) -> None:
+        """InputError unless these options are booleans."""
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise InputError(f"{self.name}: {name} must be True or False, got {value!r}")
+
     def keep_count(self, n: int) -> int:
         """How many of n tokens survive: the share rounded half up, at least 1 and at most n."""
         k = math.floor(self.keep * n + 0.5) if isinstance(self.keep, float) else self.keep

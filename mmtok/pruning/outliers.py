@@ -20,7 +20,8 @@ def find_outliers(tokens: VisualTokens, item: int, k: int, *, per_head: bool = F
         per_head: take the mean of the heads' attention, not that of unsplit heads.
 
     Returns:
-        (k,) int64 places, the largest attention first, ties to the lower index.
+        (k,) int64 places, the largest attention first, ties to the lower index. Patches that merged
+        in the tower are one token.
 
     Raises:
         InputError: the tokens carry no such attention.
@@ -28,7 +29,7 @@ def find_outliers(tokens: VisualTokens, item: int, k: int, *, per_head: bool = F
     attention = tokens.cls_attention if per_head else tokens.cls_joint
     if attention is None:
         raise InputError("outliers are found by CLS attention, which these tokens do not carry")
-    valid = tokens.mask[item].nonzero().squeeze(1)
+    valid = tokens.leads[item].nonzero().squeeze(1)
     return valid[top(attention[item, valid].float(), k)]
 
 
