@@ -14,6 +14,7 @@ Deviations: the released capping loses or overshoots part of the budget; here it
 exact water-filling and largest remainder. Blocks are pooled as in `pool`, so the count is exact,
 where the authors round a frame's share down to s x s or (s + 1) x s; bilinear resizing, which can
 make more tokens than there were, and the merging variants, which do not run, are not built.
+A minimum of tokens for every frame is not built either: a frame of low score may vanish.
 Newline tokens count as tokens and leave first. The tiles and views of a still are its frames.
 """
 

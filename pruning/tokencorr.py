@@ -13,6 +13,9 @@ that, at most `keep`); attention and keys are those of the tower's last layer al
 authors also look at earlier layers. Crops are the tiles or views the model hands over; a newline
 token has no key, counts as redundant and joins nothing. Cost: N² Dk in blocks, no N x N matrix; all
 keys are compared, though only pairs of one crop count, so that the cost follows from N alone.
+
+Not built: a baseline that takes patches of high pixel variance ("ink") for the informative ones,
+against which a gain on documents would have to be shown, and a term for the question.
 """
 
 from __future__ import annotations

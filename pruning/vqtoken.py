@@ -8,8 +8,9 @@ and lose their length (`normalised=True`). Codes stand in the order of the clip:
 place of the token nearest to its cluster's mean frame, then cell, the next free one where two
 meet. No cluster stays empty: it gets the token farthest from its own centroid. The number of
 clusters is the budget; the authors' rules for choosing it always choose 12. A still is a clip of
-one frame. With `mode="trained"`, an attention layer reads the codebook of normalised members; see
-mmtok/pruning/vqattention.py for how it differs from theirs (`compat="repo"`).
+one frame. k-means takes 100 rounds at most (`iterations`), where the authors' code allows 300 for a
+fixed number of clusters. With `mode="trained"`, an attention layer reads the codebook of normalised
+members; see mmtok/pruning/vqattention.py for how it differs from theirs (`compat="repo"`).
 """
 
 from __future__ import annotations
