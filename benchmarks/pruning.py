@@ -172,12 +172,7 @@ def main() -> None:
     index, parts = map(int, args.part.split("/"))
     limits = {"scenes": args.questions, "scenes-video": args.clips}
     lvlm = mmtok.load(args.model, device="cpu")
-<<<<<<< HEAD
     caches = [n for n in args.reduce if n != "damro" and registry.get(n)(keep=0.5).in_cache(4)]
-=======
-    others = [n for n in args.reduce if n != "damro"]
-    caches = [n for n in others if registry.get(n)(keep=0.5).in_cache(32) is not None]
->>>>>>> 42cd41b (Docs: what quota, tokencorr, vqtoken and SparseVLM leave out; DyCoke is no KV method in the benchmark; tests of codes apart)
     wanted = [("none", 1.0)] + [("damro", 1.0)] * ("damro" in args.reduce)
     wanted += [(n, k) for k in args.keep for n in args.reduce if n != "damro"]
     found: dict[tuple[str, float], dict[str, Any]] = {}
