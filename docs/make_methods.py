@@ -26,7 +26,7 @@ TAIL = """
 | method | why |
 | --- | --- |
 | TopV, arXiv 2503.18278 | its transport cost and the use of the plan are not published in full |
-| SparseVLM's second version | its correction divides by a Gram matrix whose axes we could not settle |
+| SparseVLM's second version | it divides by a Gram matrix whose axes we could not settle |
 | PruneVid inside the decoder | the rule of its selection could not be established |
 | VQToken's choice of K | the released rules always give 12 |
 | Focus-DETR, EViTPose, MrT5's gate | trained parts of detectors, pose and byte models |

@@ -34,6 +34,9 @@ def plan(
 ) -> Plan:
     """FLOPs and KV bytes of one prompt, without weights and without a download.
 
+    What a method spends on reading attention, and on choosing inside the decoder or its cache, is
+    left out: it depends on the rule and often on content. A run counts it as `reduce.score`.
+
     Args:
         model: name of a shipped config such as "llava-1.5-7b", a config.json or its folder, or a
             transformers config.
