@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,3 +188,19 @@ def test_unknown_family_names_what_is_missing() -> None:
 
     with pytest.raises(InputError, match=r"did you mean 'llava_next'.*families\.py"):
         Reduction(Model(), build("random(keep=3)"))
+
+
+def test_generate_without_a_cache_is_refused_where_tokens_left() -> None:
+    """Without cache and mask, transformers takes gaps in position ids for packed sequences."""
+    model, _ = tiny_model("llava")
+    inputs = batch("llava", "image", rows=(0,))
+    with reduced(model, "stride(keep=0.3)"):
+        with pytest.raises(InputError, match="needs use_cache=True"):
+            model.generate(**inputs, **GREEDY, use_cache=False)
+        config = copy.deepcopy(model.generation_config)
+        config.use_cache = False
+        with pytest.raises(InputError, match="needs use_cache=True"):
+            model.generate(**inputs, generation_config=config)
+    want = model.generate(**inputs, **GREEDY, use_cache=False)
+    with reduced(model, "stride(keep=1.0)"):
+        assert torch.equal(model.generate(**inputs, **GREEDY, use_cache=False), want)

@@ -55,8 +55,13 @@ def refuse(reduction: Reduction, kwargs: Inputs) -> None:
             "or its KV cache, "
             f"nor with {reduction.model.config.model_type}'s way of passing features, if reduced"
         )
-    if kwargs.get("use_cache") is False and inside:
-        raise InputError("dropping inside the decoder or its KV cache needs use_cache=True")
+    uses = [kwargs.get("use_cache"), config.use_cache, reduction.model.generation_config.use_cache]
+    cached = next((value for value in uses if value is not None), True)
+    if not cached and not all(r.keeps_all for r in reduction.reducers):
+        raise InputError(
+            "generate() of a reduced prompt needs use_cache=True: without a cache the gaps in the "
+            "kept tokens' positions would be taken for the seams of packed sequences"
+        )
     if inside:
         _refuse_caches(kwargs, config)
 
