@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmtok.errors import InputError
 from mmtok.eval import metrics
 from mmtok.eval.base import Item, Row, Sums, Task
-from mmtok.eval.files import field, read_json, read_rows, read_text
+from mmtok.eval.files import field, is_file, read_json, read_rows, read_text
 from mmtok.eval.metrics import Summaries
 from mmtok.eval.parsing import LETTERS
 from mmtok.eval.subtitles import on_screen, read_srt
@@ -44,13 +44,19 @@ class VideoMME(Task):
     """
 
     summaries: ClassVar[Summaries] = {"overall": ("pool", DURATIONS)}
+    reads_subtitles: ClassVar[bool] = True
 
     def items(self) -> list[Item]:
         """Every question of every video."""
         if self.questions is None:
             raise InputError("videomme needs questions: the authors' JSON, or its rows as lines")
         folder = self.media or self.questions.parent
-        return [self._item(folder, where, row) for where, row in _questions(self.questions)]
+        items = [self._item(folder, where, row) for where, row in _questions(self.questions)]
+        if self.subtitles is not None and items and not any(map(self.subtitle_file, items)):
+            raise InputError(
+                f"subtitles: no video of {self.questions} has its <video>.srt in {self.subtitles}"
+            )
+        return items
 
     def _item(self, folder: Path, where: str, row: Mapping[str, Any]) -> Item:
         texts, label = _options(row, where)
@@ -71,16 +77,21 @@ class VideoMME(Task):
 
     def prompt(self, item: Item, clip: Clip | None) -> str:
         """The question behind the subtitles at the sampled frames, if there are any."""
-        if self.subtitles is None or clip is None:
-            return item.text
-        file = self.subtitles / f"{item.medium}.srt"
-        if not file.is_file():
+        file = self.subtitle_file(item)
+        if file is None or clip is None:
             return item.text
         shown = on_screen(read_srt(file), clip.timestamps_s)
         if not shown:
             return item.text
         lines = "\n".join(shown)
         return f"This video's subtitles are listed below:\n{lines}\n{item.text}"
+
+    def subtitle_file(self, item: Item) -> Path | None:
+        """`<video>.srt` in the folder of subtitles."""
+        if self.subtitles is None:
+            return None
+        file = self.subtitles / f"{item.medium}.srt"
+        return file if is_file(file) else None
 
     def groups(self, row: Row) -> list[str]:
         """The duration; and domain, sub-category and task type under their own names."""
@@ -145,4 +156,4 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[list[str], str]:
 
 def _video(folder: Path, name: str) -> Path:
     ways = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
-    return next((way for way in [folder / name, *ways] if way.is_file()), ways[0])
+    return next((way for way in [folder / name, *ways] if is_file(way)), ways[0])

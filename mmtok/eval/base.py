@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ class Task:
         questions: file of questions.
         media: folder of the pictures or videos.
         suffix: appended to each question, such as "\\nAnswer with one word."
-        subtitles: folder of .srt files, for tasks that read them; None for none.
+        subtitles: folder of .srt files, for tasks with `reads_subtitles`; None for none.
         max_new_tokens: longest answer.
         frames: frames sampled from each video.
         summaries: class attribute, further rows of the table: name -> (rule, groups), where the
@@ -89,6 +90,7 @@ class Task:
         lower_is_better: class attribute, of the first score.
         scoring: class attribute, fields that scores depend on, kept with the predictions.
         paths: class attribute, fields that may be given as strings.
+        reads_subtitles: class attribute, whether `subtitles` may be given.
     """
 
     summaries: ClassVar[Mapping[str, tuple[str, tuple[str, ...]]]] = {}
@@ -96,6 +98,7 @@ class Task:
     lower_is_better: ClassVar[bool] = False
     scoring: ClassVar[tuple[str, ...]] = ()
     paths: ClassVar[tuple[str, ...]] = ("questions", "media", "subtitles")
+    reads_subtitles: ClassVar[bool] = False
 
     questions: Path | None = None
     media: Path | None = None
@@ -111,6 +114,14 @@ class Task:
         for name in ("max_new_tokens", "frames"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise InputError(f"{self.name}: {name} must be an int of at least 1, got {value!r}")
+        if self.subtitles is not None:
+            self._check_subtitles(self.subtitles)
+
+    def _check_subtitles(self, folder: Path) -> None:
+        if not self.reads_subtitles:
+            raise InputError(f"{self.name} reads no subtitles: leave them out")
+        if not os.path.isdir(folder):  # unlike Path's, False for names too long
+            raise InputError(f"subtitles: {str(folder)[:200]} is no folder; expected one of .srt")
 
     @property
     def name(self) -> str:
@@ -128,6 +139,10 @@ class Task:
     def prompt(self, item: Item, clip: Clip | None) -> str:
         """What the model is asked, once the frames of a clip are known."""
         return item.text
+
+    def subtitle_file(self, item: Item) -> Path | None:
+        """The subtitles of an item's video, None where there are none."""
+        return None
 
     def read(self, row: Row, parser: str) -> str | None:
         """The answer as `parser` reads it, None where it reads none."""

@@ -6,13 +6,15 @@ import hashlib
 import json
 import platform
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mmtok
 from mmtok.eval.base import Item, Row, Task
 from mmtok.eval.batches import medium_size
+from mmtok.io.files import reason
 
 if TYPE_CHECKING:
     from mmtok.models.lvlm import LVLM
@@ -22,18 +24,23 @@ STAGE_NUMBERS = ("flops_analytic", "device_ms", "host_ms")
 
 
 def settings(
-    lvlm: LVLM, task: Task, items: Sequence[Item], *, reduce: str, batch: int, seed: int
+    lvlm: LVLM, task: Task, items: Sequence[Item], *, batch: int, seed: int
 ) -> dict[str, Any]:
-    """Everything the answers depend on; what stands in the first line of a file of predictions."""
+    """What answers and scores depend on; what stands in the first line of a file of predictions.
+
+    `reduce` is left empty, to be filled in for each variant.
+    """
     sizes = sorted(filter(None, {medium_size(item.file, item.kind) for item in items}))
     pixels = [width * height for width, height in sizes]
     return {
         "task": task.name,
         "scoring": {name: getattr(task, name) for name in task.scoring},
         "questions": len(items),
+        "ids_hash": ids_hash([item.key for item in items]),
         "prompt_hash": prompt_hash(task, items),
+        "media_hash": media_hash(items),
         "suffix": task.suffix,
-        "subtitles": "at sampled frames" if task.subtitles else "none",
+        "subtitles": _subtitles(task, items),
         "frames": task.frames if any(item.kind == "video" for item in items) else None,
         "pixels": {"min": min(pixels), "max": max(pixels)} if pixels else None,
         "processor_size": _processor_size(lvlm),
@@ -42,7 +49,7 @@ def settings(
         "model": lvlm.name,
         "revision": getattr(lvlm.config, "_commit_hash", None),
         "weights_hash": weights_hash(lvlm.model),
-        "reduce": reduce,
+        "reduce": "",
         "batch": batch,
         "seed": seed,
         "dtype": str(lvlm.dtype).removeprefix("torch."),
@@ -53,9 +60,50 @@ def settings(
 
 
 def prompt_hash(task: Task, items: Sequence[Item]) -> str:
-    """SHA-256 over the questions as asked, in the benchmark's order, first 16 digits."""
-    facts = [[*item.key, item.medium, item.text, task.subtitles is not None] for item in items]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    """SHA-256 over questions, options, labels and subtitles, in order; first 16 digits."""
+    spoken = {file: _content(file) for file in {task.subtitle_file(item) for item in items} if file}
+    facts = [[item.facts(), spoken.get(task.subtitle_file(item))] for item in items]
+    return _digest(facts)
+
+
+def media_hash(items: Sequence[Item]) -> str:
+    """SHA-256 over the pictures' bytes; of videos, which are large, over size and time of change.
+
+    A file that cannot be read counts as such: it becomes a row with its error later.
+    """
+    files = sorted({(item.medium, item.kind, item.file) for item in items})
+    return _digest([[medium, _medium(file, kind)] for medium, kind, file in files])
+
+
+def ids_hash(keys: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over the (split, question_id) of all questions, in any order; first 16 digits."""
+    return _digest(sorted(keys))
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
+
+
+def _content(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _medium(file: Path, kind: str) -> Any:
+    try:
+        if kind == "image":
+            return _content(file)
+        found = file.stat()
+        return [found.st_size, found.st_mtime_ns]
+    except OSError as error:
+        return reason(error)
+
+
+def _subtitles(task: Task, items: Sequence[Item]) -> str:
+    if task.subtitles is None:
+        return "none"
+    media = {item.medium: task.subtitle_file(item) for item in items}
+    there = sum(file is not None for file in media.values())
+    return f"at sampled frames; {there} of {len(media)} videos have some"
 
 
 def weights_hash(model: Any) -> str:

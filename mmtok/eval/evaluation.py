@@ -128,9 +128,10 @@ def evaluate_variants(
     items = limited(check_items(task.items()), limit)
     plan = plan_batches(items, batch, lvlm.config, task.frames)
     pipes = [Pipeline(lvlm, reducers) for reducers in chosen]
+    shared = settings(lvlm, task, items, batch=batch, seed=seed)
     runs = []
     for pipe in pipes:
-        under = settings(lvlm, task, items, reduce=pipe.spec, batch=batch, seed=seed)
+        under = shared | {"reduce": pipe.spec}
         told = progress(pipe.spec) if progress else None
         runs.append(run(pipe, task, plan, Path(out) / file_name(under), under, told))
     return runs

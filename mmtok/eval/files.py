@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,11 @@ from mmtok.errors import InputError
 from mmtok.io.files import check_file
 
 _TRAILING = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])')
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there, and not an error where its name is too long or odd."""
+    return os.path.isfile(path)
 
 
 def read_text(path: Path, expected: str) -> str:
