@@ -116,5 +116,5 @@ def test_a_file_that_answers_other_questions_is_noticed(lvlm, tmp_path):
     file = quick(lvlm, pack, tmp_path / "out").runs[0].file
     head, first, *_ = file.read_text().splitlines()
     file.write_text(head + "\n" + json.dumps(json.loads(first) | {"question_id": "x"}) + "\n")
-    with pytest.raises(InputError, match="'x' of .* which is not asked"):
+    with pytest.raises(InputError, match=r"'x' of .* which is not asked"):
         quick(lvlm, pack, tmp_path / "out")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmtok.errors import InputError
 from mmtok.eval.files import read_json_lines
-from mmtok.io.files import check_file
+from mmtok.io.files import check_file, reason, replacing
 
 
 class Records:
@@ -32,7 +33,7 @@ class Records:
     """
 
     def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
-        self.path = path
+        self.path, self.head = path, head
         path.parent.mkdir(parents=True, exist_ok=True)
         mend(path)
         if path.exists() and path.stat().st_size:
@@ -48,11 +49,47 @@ class Records:
         self._write(rows)
         self.rows += [dict(row) for row in rows]
 
+    def replace(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Hold these rows instead; the file changes as a whole or not at all."""
+        with replacing(self.path) as beside:
+            fresh = Records(beside, self.head)
+            fresh.append(rows)
+        self.rows = list(rows)
+
     def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             file.flush()
             os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from the same files of predictions; a killed one lets go by itself.
+
+    Args:
+        path: of the files, the one that is never replaced.
+
+    Raises:
+        InputError: another process holds it, or it cannot be written.
+    """
+    import fcntl
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({reason(error)}), give another --out"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{path}: another process is writing this run; wait for it, or give another --out"
+            ) from None
+        yield
 
 
 def mend(path: Path) -> None:

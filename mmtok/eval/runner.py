@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmtok.errors import InputError
 from mmtok.eval.base import Item, Task
 from mmtok.eval.batches import Batch
-from mmtok.eval.records import Records
+from mmtok.eval.records import Records, locked
 from mmtok.io.files import reason
 from mmtok.io.image import load_image
 from mmtok.io.video import load_video
@@ -59,7 +60,7 @@ def run(
     settings: dict[str, Any],
     progress: Progress | None = None,
 ) -> Run:
-    """Answer every question that `file` does not answer yet.
+    """Answer every question that `file` does not answer yet, failed ones once more.
 
     Args:
         pipe: the model with its reducers.
@@ -70,26 +71,51 @@ def run(
         progress: told after every batch.
 
     Raises:
-        InputError: the file was made under other settings.
+        InputError: the file was made under other settings, answers other questions, or another
+            process is writing it.
     """
-    head = {"settings": settings}
-    records = Records(file, head)
-    costs = Records(cost_file(file), head)
-    done = {(row["split"], row["question_id"]) for row in records.rows}
-    total = sum(len(batch.items) for batch in batches)
-    failed = sum("error" in row for row in records.rows)
+    with locked(cost_file(file)):
+        records, costs = (Records(path, {"settings": settings}) for path in (file, cost_file(file)))
+        _answer_all(pipe, task, batches, records, costs, progress)
+    by_batch = {cost["batch"]: cost for cost in costs.rows}  # a batch cut off by a kill ran twice
+    return Run(file, settings, records.rows, list(by_batch.values()))
+
+
+def _answer_all(
+    pipe: Pipeline,
+    task: Task,
+    batches: Sequence[Batch],
+    records: Records,
+    costs: Records,
+    progress: Progress | None,
+) -> None:
+    place = {item.key: n for n, item in enumerate(i for batch in batches for i in batch.items)}
+    if foreign := [key for key in map(_key, records.rows) if key not in place]:
+        raise InputError(
+            f"{records.path} answers question {foreign[0][1]!r} of {foreign[0][0]!r}, which is not "
+            "asked: remove the file or give another --out"
+        )
+    if any("error" in row for row in records.rows):
+        records.replace([row for row in records.rows if "error" not in row])
+    done = set(map(_key, records.rows))
+    failed = 0
     for batch in batches:
         if all(item.key in done for item in batch.items):
             continue
         rows, cost = answer(pipe, task, batch)
         costs.append([cost])
-        new = [row for row in rows if (row["split"], row["question_id"]) not in done]
+        new = [row for row in rows if _key(row) not in done]
         records.append(new)
         failed += sum("error" in row for row in new)
         if progress is not None:
-            progress(len(records.rows), total, failed)
-    by_batch = {cost["batch"]: cost for cost in costs.rows}  # a batch cut off by a kill ran twice
-    return Run(file, settings, records.rows, list(by_batch.values()))
+            progress(len(records.rows), len(place), failed)
+    ordered = sorted(records.rows, key=lambda row: place[_key(row)])
+    if ordered != records.rows:  # failed ones that were tried again stand behind the others
+        records.replace(ordered)
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["split"], row["question_id"]
 
 
 def cost_file(file: Path) -> Path:
