@@ -22,7 +22,7 @@ import numpy as np
 from mmtok.errors import InputError
 from mmtok.eval import metrics
 from mmtok.eval.base import Item, Row, Sums, Task
-from mmtok.eval.files import field, read_json, read_rows, read_text
+from mmtok.eval.files import field, read_json, read_rows, read_text, texts
 from mmtok.eval.objects import coco_synonyms
 
 
@@ -40,6 +40,7 @@ class Chair(Task):
     """
 
     lower_is_better: ClassVar[bool] = True
+    answers: ClassVar[tuple[str, ...]] = ("caption",)
     scoring: ClassVar[tuple[str, ...]] = ("cut_sentence",)
     paths: ClassVar[tuple[str, ...]] = ("questions", "media", "subtitles", "captions")
 
@@ -106,7 +107,12 @@ class Chair(Task):
         done = "counted (cut_sentence=True leaves them out)"
         if self.cut_sentence:
             done = "left out (unless it is the only one)"
-        return [f"{cut} of {len(texts)} captions end in an unfinished sentence, which is {done}"]
+        notes = [f"{cut} of {len(texts)} captions end in an unfinished sentence, which is {done}"]
+        if failed := len(rows) - len(texts):
+            notes.append(
+                f"{failed} failed captions are left out: they mention nothing, true or false"
+            )
+        return notes
 
 
 _END = r"[.!?][\"')\]]*"
@@ -124,11 +130,11 @@ def _pictures(file: Path, captions: Path | None) -> Iterator[tuple[str, set[str]
     """(file name, classes) of every picture."""
     found = _coco(file, captions) if _is_document(file) else _rows(file)
     known = coco_synonyms()
-    for where, image, objects, texts in found:
-        named = {str(name) for name in objects}
+    for where, image, objects, said in found:
+        named = set(objects)
         if unknown := named - set(known.classes):
             raise InputError(f"{where}: {sorted(unknown)[0]!r} is none of COCO's 80 classes")
-        yield image, named | {name for text in texts for name in known.mentions(text)}
+        yield image, named | {name for text in said for name in known.mentions(text)}
 
 
 def _is_document(file: Path) -> bool:
@@ -141,31 +147,44 @@ def _is_document(file: Path) -> bool:
 def _rows(file: Path) -> Iterator[tuple[str, str, Sequence[str], Sequence[str]]]:
     for number, row in enumerate(read_rows(file), 1):
         where = f"{file}, picture {number}"
-        objects = field(row, "objects", where)
-        yield where, str(field(row, "image", where)), objects, row.get("captions") or ()
+        field(row, "objects", where)
+        image = str(field(row, "image", where))
+        yield where, image, texts(row, "objects", where), texts(row, "captions", where)
 
 
 def _coco(
     file: Path, captions: Path | None
 ) -> Iterator[tuple[str, str, Sequence[str], Sequence[str]]]:
     data = read_json(file)
-    names = {c["id"]: c["name"] for c in _table(data, "categories", file)}
-    objects: dict[Any, set[str]] = defaultdict(set)
-    for box in data.get("annotations", ()):
-        objects[box["image_id"]].add(names[box["category_id"]])
-    texts: dict[Any, list[str]] = defaultdict(list)
-    if captions is not None:
-        for row in _table(read_json(captions), "annotations", captions):
-            texts[row["image_id"]].append(str(row["caption"]))
-    for image in _table(data, "images", file):
-        where = f"{file}, image {image.get('id')}"
-        own = {*objects[image["id"]], *image.get("objects", ())}
-        said = [*texts[image["id"]], *image.get("captions", ())]
+    names = {}
+    for where, row in _table(data, "categories", file):
+        names[_id(row, "id", where)] = str(field(row, "name", where))
+    objects: dict[str, set[str]] = defaultdict(set)
+    for where, box in _table(data, "annotations", file) if "annotations" in data else ():
+        if (category := _id(box, "category_id", where)) not in names:
+            raise InputError(f"{where}: category_id {category} is none of the categories")
+        objects[_id(box, "image_id", where)].add(names[category])
+    written: dict[str, list[str]] = defaultdict(list)
+    for where, row in _table(read_json(captions), "annotations", captions) if captions else ():
+        written[_id(row, "image_id", where)].append(str(field(row, "caption", where)))
+    for where, image in _table(data, "images", file):
+        number = _id(image, "id", where)
+        own = {*objects[number], *texts(image, "objects", where)}
+        said = [*written[number], *texts(image, "captions", where)]
         yield where, str(field(image, "file_name", where)), sorted(own), said
 
 
-def _table(data: Mapping[str, Any], name: str, file: Path) -> list[dict[str, Any]]:
+def _id(row: Mapping[str, Any], name: str, where: str) -> str:
+    return str(field(row, name, where))
+
+
+def _table(data: Any, name: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where it stands, row) of a table of the file."""
     rows = data.get(name) if isinstance(data, Mapping) else None
     if not isinstance(rows, list):
         raise InputError(f"{file}: no list of {name!r}; expected a file of COCO's annotations")
-    return rows
+    for number, row in enumerate(rows, 1):
+        where = f"{file}, {name} {number}"
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: expected an object, got {str(row)[:60]!r}")
+        yield where, row

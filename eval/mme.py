@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from mmtok.errors import InputError
 from mmtok.eval import metrics
 from mmtok.eval.base import Item, Row, Sums, Task
-from mmtok.eval.files import read_text
+from mmtok.eval.files import is_file, read_text
 from mmtok.eval.metrics import Summaries
 from mmtok.eval.parsing import official_mme
 
@@ -45,6 +45,7 @@ class MME(Task):
         "perception": ("sum", PERCEPTION),
         "cognition": ("sum", COGNITION),
     }
+    answers: ClassVar[tuple[str, ...]] = ("yesno",)
 
     def items(self) -> list[Item]:
         """The questions of every subtask."""
@@ -86,7 +87,7 @@ class MME(Task):
         """Where a subtask's picture is: published copies lay them out in three ways."""
         folder = self.media or file.parent
         ways = [folder / file.stem / image, folder / file.stem / "images" / image, folder / image]
-        return next((way for way in ways if way.is_file()), ways[0])
+        return next((way for way in ways if is_file(way)), ways[0])
 
     def read(self, row: Row, parser: str) -> str | None:
         """As every yes or no, but for the official rule, which is MME's own."""

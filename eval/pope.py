@@ -31,6 +31,7 @@ class Pope(Task):
     """
 
     summaries: ClassVar[Summaries] = POPE_SUMMARIES
+    answers: ClassVar[tuple[str, ...]] = ("yesno",)
 
     max_new_tokens: int = 16
 
@@ -90,6 +91,10 @@ class Pope(Task):
     def figures(self, sums: Sums) -> dict[str, Any]:
         """Accuracy, precision, recall, F1 and the share of yes among the answers."""
         return metrics.yes_no_figures(sums)
+
+    def notes(self, rows: Sequence[Row]) -> list[str]:
+        """Whether the summaries are over less than the three splits."""
+        return metrics.pope_notes(rows)
 
 
 def _split(file: Path) -> str:

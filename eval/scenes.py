@@ -23,6 +23,7 @@ class Scenes(Task):
     """2,733 questions about 320 scenes; needs no files."""
 
     summaries: ClassVar[Summaries] = POPE_SUMMARIES
+    answers: ClassVar[tuple[str, ...]] = ("yesno", "word")
 
     media: Path | None = PACK
     max_new_tokens: int = 6
@@ -41,3 +42,7 @@ class Scenes(Task):
     def figures(self, sums: Sums) -> dict[str, Any]:
         """POPE's scores, or accuracy."""
         return metrics.yes_no_figures(sums) if "yes" in sums else metrics.right_figures(sums)
+
+    def notes(self, rows: Sequence[Row]) -> list[str]:
+        """Whether the summaries are over less than POPE's three splits."""
+        return metrics.pope_notes(rows)

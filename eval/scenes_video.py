@@ -22,6 +22,7 @@ class ScenesVideo(Task):
     """240 questions about 120 clips of 8 frames; needs no files."""
 
     summaries: ClassVar[Summaries] = {"overall": ("pool", ("choice", "open"))}
+    answers: ClassVar[tuple[str, ...]] = ("choice", "word", "yesno")
 
     media: Path | None = PACK
     max_new_tokens: int = 6

@@ -45,6 +45,7 @@ class VideoMME(Task):
 
     summaries: ClassVar[Summaries] = {"overall": ("pool", DURATIONS)}
     reads_subtitles: ClassVar[bool] = True
+    answers: ClassVar[tuple[str, ...]] = ("choice",)
 
     def items(self) -> list[Item]:
         """Every question of every video."""
@@ -96,7 +97,7 @@ class VideoMME(Task):
     def groups(self, row: Row) -> list[str]:
         """The duration; and domain, sub-category and task type under their own names."""
         meta = row.get("meta", {})
-        return [str(row["split"]), *(f"{name}: {meta[name]}" for name in DETAILS if name in meta)]
+        return [self.named(row), *(f"{name}: {meta[name]}" for name in DETAILS if name in meta)]
 
     def tally(self, rows: Sequence[Row], parser: str) -> dict[str, float]:
         """How many are right; the official script leaves unread answers out."""
@@ -132,7 +133,13 @@ def _questions(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, row
             continue
         video = {key: value for key, value in row.items() if key != "questions"}
+        if not isinstance(row["questions"], list):
+            raise InputError(f"{where}: expected a list of questions")
         for place, question in enumerate(row["questions"], 1):
+            if not isinstance(question, dict):
+                raise InputError(
+                    f"{where}, question {place}: expected an object, got {str(question)[:60]!r}"
+                )
             yield f"{where}, question {place}", video | question
 
 

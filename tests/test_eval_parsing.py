@@ -62,6 +62,9 @@ YES_NO = {
     "<think>yes, I see": None,
     QUESTION: None,
     "snowboard": None,
+    "6": None,
+    "0": None,
+    "3.": None,
     "": None,
 }
 
@@ -107,6 +110,12 @@ def test_a_careful_reader_of_yes_and_no(text):
 @pytest.mark.parametrize("text", CHOICES)
 def test_a_careful_reader_of_choices(text):
     assert read(text, "choice", "robust", FRUIT) == CHOICES[text]
+
+
+def test_a_bare_number_answers_how_many_alone():
+    for text, verdict in (("6", "yes"), ("0", "no")):
+        assert read(text, "yesno", "robust", question="How many dogs are there?") == verdict
+        assert read(text, "yesno", "robust") is None
 
 
 def test_without_a_question_every_clause_is_the_answer():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,7 @@ def test_pope_reads_the_official_form_and_custom_sets(tmp_path):
         (lines([QUESTIONS[0] | {"label": "maybe"}]), "label 'maybe', expected yes or no"),
         (lines([{"image": "a.jpg", "label": "yes"}]), "no 'text'"),
         ("not json\n", "line 1: expected one JSON object"),
+        (r'{"image": "a.jpg", "text": "a dog \ud800?", "label": "yes"}' + "\n", "no UTF-8"),
         ("[1, 2]", "entry 1: expected an object"),
         ("", "is empty"),
     ],
@@ -92,7 +94,7 @@ def test_pope_reads_the_official_form_and_custom_sets(tmp_path):
 def test_wrong_questions_are_named(text, said, tmp_path):
     task = build("pope", questions=write(tmp_path / "q.json", text))
     with pytest.raises(InputError, match=said):
-        task.items()
+        check_items(task.items())
 
 
 def test_doubled_questions_and_missing_pictures_are_named_at_once(tmp_path):
@@ -196,6 +198,8 @@ def test_objects_are_found_by_their_longest_name():
             *("person", "wine glass", "knife", "cell phone")
         ],
         "a couple of kites": ["kite"],
+        "A man's hat, the dogs' hats, it's a cat": ["person", "dog", "cat"],
+        "The men\u2019s oxen and calves": ["person", "cow", "cow"],
         "": [],
     }.items():
         assert table.mentions(text) == found, text
@@ -207,10 +211,17 @@ def test_limits_spread_over_media_and_budgets_are_shared():
     assert len(some) <= 100
     assert len({item.medium for item in some}) > 8
     assert limited(items, None) == items
+    each = Counter(item.medium for item in items)
+    for count in (1, 10, 100, 1000):
+        seen = Counter(item.medium for item in limited(items, count))
+        assert all(seen[medium] == each[medium] for medium in seen)
+        assert sum(seen.values()) <= max(count, max(each.values()))
     with pytest.raises(InputError, match="limit"):
         limited(items, 0)
     assert common_keep([0.5, 0.2]) == pytest.approx(0.1)
     assert common_keep([0.5, 64]) == 64
+    assert common_keep([64, 0.5]) == common_keep([0.5, 64, 0.5]) == 32
+    assert common_keep([64, 20, 1.0]) == 20
     specs = [[r.spec for r in variant] for variant in variants("todre(keep=0.1)", True, seed=3)]
     assert specs[1:] == [[], ["random(keep=0.1, seed=3)"]]
     assert [len(v) for v in variants(None, True)] == [0]

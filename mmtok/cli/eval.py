@@ -12,6 +12,7 @@ from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
 from mmtok.cli.output import answer, quiet, say
 from mmtok.cli.sweep import sweep
+from mmtok.eval.files import check_folder
 
 if TYPE_CHECKING:
     from mmtok.eval.evaluation import Report
@@ -46,7 +47,7 @@ Suffix = Annotated[str | None, typer.Option(help="Appended to each question.")]
 Subtitles = Annotated[Path | None, typer.Option(help="Folder of .srt files.")]
 LongestAnswer = Annotated[int | None, typer.Option("--max-new-tokens", help="Longest answer.")]
 Batch = Annotated[int, typer.Option(help="Pictures (or frames) in a forward pass.")]
-Limit = Annotated[int | None, typer.Option(help="At most so many questions.")]
+Limit = Annotated[int | None, typer.Option(help="About so many questions: whole media.")]
 NoBaselines = Annotated[
     bool, typer.Option("--no-baselines", help="Without the un-pruned model and random.")
 ]
@@ -84,6 +85,8 @@ def task(
     """Run a task (`mmtok eval TASK`); a run that was cut off goes on."""
     at_least("--batch", batch)
     at_least("--draws", draws, 0)
+    at_least("--seed", seed, 0)
+    check_folder(out)
     at_least("--limit", 1 if limit is None else limit)
     given = {"questions": questions, "media": media, "suffix": suffix, "frames": frames}
     chosen = _task(name, given | {"max_new_tokens": max_new_tokens, "subtitles": subtitles}, parser)
@@ -138,15 +141,22 @@ def score(
 ) -> None:
     """Score files of predictions again, without the model."""
     at_least("--draws", draws, 0)
+    at_least("--seed", seed, 0)
     from mmtok.errors import InputError
     from mmtok.eval import build
+    from mmtok.eval.damage import check_fit
     from mmtok.eval.evaluation import load_run, report
+    from mmtok.eval.runner import COSTS
 
-    runs = [load_run(file) for file in files]
+    runs = [load_run(file) for file in files if not file.name.endswith(COSTS)]
+    if not runs:
+        raise InputError(f"{files[0]}: holds costs, not predictions")
     tasks = {run.settings["task"] for run in runs}
     if len(tasks) > 1:
         raise InputError(f"files of several tasks ({', '.join(sorted(tasks))}): score them apart")
     same = build(tasks.pop(), **runs[0].settings["scoring"]) if task is None else build(task)
+    for run in runs:
+        check_fit(same, run)
     _show(report(same, runs, parser=parser, draws=draws, seed=seed), as_json)
 
 

@@ -11,6 +11,7 @@ from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
 from mmtok.cli.output import answer, quiet, say
 from mmtok.errors import InputError
+from mmtok.eval.files import check_folder
 
 if TYPE_CHECKING:
     from mmtok.eval.base import Task
@@ -34,7 +35,9 @@ def sweep(
     model: opt.Model = "tiny",
     dummy: opt.Dummy = False,
     batch: Annotated[int, typer.Option(help="Pictures (or frames) in a forward pass.")] = 32,
-    limit: Annotated[int | None, typer.Option(help="At most so many questions a task.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="About so many questions a task: whole media.")
+    ] = None,
     parser: Annotated[str, typer.Option(help="robust, strict or official.")] = "robust",
     draws: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
     examples: Annotated[int, typer.Option(help="Questions shown with their tokens, a task.")] = 4,
@@ -51,6 +54,8 @@ def sweep(
     for name, value, least in (("--batch", batch, 1), ("--draws", draws, 0)):
         at_least(name, value, least)
     at_least("--examples", examples, 0)
+    at_least("--seed", seed, 0)
+    check_folder(out)
     if limit is not None:
         at_least("--limit", limit)
     from mmtok.eval.page import check_page_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmtok.errors import InputError
+from mmtok.eval.files import is_file
 from mmtok.eval.parsing import read
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ class Task:
         lower_is_better: class attribute, of the first score.
         scoring: class attribute, fields that scores depend on, kept with the predictions.
         paths: class attribute, fields that may be given as strings.
+        answers: class attribute, kinds of answers it can score; empty for all.
         reads_subtitles: class attribute, whether `subtitles` may be given.
     """
 
@@ -99,6 +102,7 @@ class Task:
     scoring: ClassVar[tuple[str, ...]] = ()
     paths: ClassVar[tuple[str, ...]] = ("questions", "media", "subtitles")
     reads_subtitles: ClassVar[bool] = False
+    answers: ClassVar[tuple[str, ...]] = ()
 
     questions: Path | None = None
     media: Path | None = None
@@ -155,7 +159,12 @@ class Task:
 
     def groups(self, row: Row) -> list[str]:
         """The rows of the table an answer counts in, summaries apart."""
-        return [str(row["split"])]
+        return [self.named(row)]
+
+    def named(self, row: Row) -> str:
+        """The split as a row of the table, told apart from a summary of the same name."""
+        split = str(row["split"])
+        return f"{split} (split)" if split in self.summaries else split
 
     def parts(self, group: str) -> tuple[str, ...]:
         """The groups that a row of the table is made of."""
@@ -187,9 +196,16 @@ def check_items(items: Sequence[Item]) -> list[Item]:
         if item.key in seen:
             raise InputError(f"question {item.question_id} of split {item.split!r} is there twice")
         seen.add(item.key)
-    missing = sorted({str(item.file) for item in items if not item.file.is_file()})
+        try:
+            json.dumps(item.facts(), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"question {item.question_id!a} of split {item.split!a}: its text is no UTF-8 "
+                f"({error.reason})"
+            ) from None
+    missing = sorted({str(item.file) for item in items if not is_file(item.file)})
     if missing:
-        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        some = ", ".join(name[:200] for name in missing[:3]) + (", ..." if len(missing) > 3 else "")
         total = len({item.file for item in items})
         raise InputError(
             f"{len(missing)} of {total} media files are missing ({some}): give their folder"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,13 @@ from mmtok.errors import InputError
 from mmtok.eval.base import Item, Task, check_items
 from mmtok.eval.batches import plan_batches
 from mmtok.eval.card import settings, summary
+from mmtok.eval.damage import (
+    check_comparable,
+    check_costs,
+    check_predictions,
+    check_settings,
+)
+from mmtok.eval.files import is_file
 from mmtok.eval.parsing import check_parser
 from mmtok.eval.records import read_records
 from mmtok.eval.runner import Progress, Run, cost_file, run
@@ -87,7 +95,7 @@ def evaluate(
         reduce: a spec, a reducer, a list of them that apply in turn, or None.
         out: folder of the predictions; a run that is there under the same settings is resumed.
         batch: pictures in a forward pass; a video counts as its frames.
-        limit: at most so many questions, about evenly spread media.
+        limit: about so many questions, see `limited`.
         baselines: also run the un-pruned model and random selection at the same budget.
         parser: "robust", "strict" or "official".
         seed: of random selection and of the bootstrap.
@@ -153,13 +161,22 @@ def variants(reduce: Any, baselines: bool, seed: int = 0) -> list[list[Reducer]]
 
 
 def common_keep(keeps: Sequence[int | float]) -> int | float:
-    """The budget of reducers that apply in turn: shares multiply, a number of tokens ends it."""
-    counts = [keep for keep in keeps if isinstance(keep, int)]
-    return min(counts) if counts else math.prod(keeps)
+    """The budget of reducers that apply in turn: shares multiply, also numbers before them."""
+    count: int | None = None
+    share = 1.0
+    for keep in keeps:
+        if isinstance(keep, int):
+            count = keep if count is None else min(count, keep)
+        elif count is None:
+            share *= keep
+        else:
+            count = max(round(count * keep), 1)
+    return share if count is None else count
 
 
 def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """At most `limit` questions, about media evenly spread over the benchmark.
+    """The questions about media evenly spread over the benchmark: whole media, at least one, and no
+    more than fit into `limit` questions.
 
     Raises:
         InputError: limit below 1.
@@ -169,9 +186,13 @@ def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
     if limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
     media = list(dict.fromkeys(item.medium for item in items))
-    wanted = max(math.ceil(limit * len(media) / len(items)), 1)
-    chosen = {media[i * len(media) // wanted] for i in range(wanted)}
-    return [item for item in items if item.medium in chosen][:limit]
+    each = Counter(item.medium for item in items)
+    wanted = math.ceil(limit * len(media) / len(items))
+    while True:
+        chosen = {media[i * len(media) // wanted] for i in range(wanted)}
+        if wanted == 1 or sum(each[medium] for medium in chosen) <= limit:
+            return [item for item in items if item.medium in chosen]
+        wanted -= 1
 
 
 def file_name(under: dict[str, Any]) -> str:
@@ -186,11 +207,14 @@ def load_run(file: Path | str) -> Run:
     """A run from its files, without running anything; costs are optional.
 
     Raises:
-        InputError: not a file of predictions.
+        InputError: not a file of predictions, or a damaged one.
     """
     path = Path(file)
     head, rows = read_records(path)
-    costs = read_records(cost_file(path))[1] if cost_file(path).is_file() else []
+    check_settings(path, head["settings"])
+    check_predictions(path, rows)
+    costs = read_records(cost_file(path))[1] if is_file(cost_file(path)) else []
+    check_costs(cost_file(path), costs)
     by_batch = {cost["batch"]: cost for cost in costs}
     return Run(path, head["settings"], rows, list(by_batch.values()))
 
@@ -208,8 +232,10 @@ def report(
         draws: of the bootstrap.
 
     Raises:
-        InputError: a run is empty, or answers a question twice.
+        InputError: a run is empty, or answers a question twice; the runs are of several models,
+            or two of them of one variant.
     """
+    check_comparable(runs)
     rows = [line for one in runs for line in _lines(task, one, parser, seed, draws)]
     by_name = {one.settings["reduce"]: one for one in runs}
     base = by_name.get("none")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtok.errors import InputError
-from mmtok.io.files import check_file
+from mmtok.io.files import check_file, reason
 
 _TRAILING = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])')
 
@@ -18,6 +18,22 @@ _TRAILING = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])')
 def is_file(path: Path) -> bool:
     """Whether a file is there, and not an error where its name is too long or odd."""
     return os.path.isfile(path)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder of results that cannot be made or written in; makes nothing.
+
+    Raises:
+        InputError: a file is in the way, no permission, or a name too long.
+    """
+    try:
+        there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    except OSError as error:
+        raise InputError(f"{str(path)[:200]}: cannot be written ({reason(error)})") from None
+    if not there.is_dir():
+        raise InputError(f"{path}: {there} is a file, expected a folder to write into")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{path}: no permission to write in {there}")
 
 
 def read_text(path: Path, expected: str) -> str:
@@ -89,6 +105,20 @@ def read_json_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
             raise InputError(f"{path}, line {number}: expected one JSON object, got {line[:60]!r}")
         rows.append(row)
     return rows
+
+
+def texts(row: Mapping[str, Any], name: str, where: str) -> list[str]:
+    """A list of texts, empty where there is none.
+
+    Raises:
+        InputError: something else.
+    """
+    found = row.get(name)
+    if found is None:
+        return []
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise InputError(f"{where}: {name!r} is {str(found)[:60]!r}, expected a list of texts")
+    return found
 
 
 def field(row: Mapping[str, Any], name: str, where: str) -> Any:

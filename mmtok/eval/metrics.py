@@ -50,6 +50,15 @@ def yes_no_figures(sums: Sums) -> Figures:
     }
 
 
+def pope_notes(rows: Sequence[Row]) -> list[str]:
+    """That "mean" and "pooled" lack a split, where they do."""
+    there = {str(row["split"]) for row in rows} & set(POPE_SPLITS)
+    if not 1 < len(there) < len(POPE_SPLITS):
+        return []
+    names = ", ".join(split for split in POPE_SPLITS if split in there)
+    return [f"mean and pooled are over {len(there)} of {len(POPE_SPLITS)} splits: {names}"]
+
+
 def right_tally(rows: Sequence[Row], said: Sequence[Any], *, drop_unread: bool) -> dict[str, float]:
     """Counts of answers that equal their label.
 

@@ -30,6 +30,8 @@ _ANIMALS = frozenset(
     ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
 )
 _LONGEST = 3
+_WORD = re.compile(r"[a-z0-9']+|[.,;:!?]")
+_POSSESSIVE = re.compile(r"(?<=[a-z0-9])'s?(?![a-z0-9'])")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Synonyms:
         The longest phrase wins, so "hot dog" is no dog and "toilet seat" no chair; "orange" before
         a noun is a colour; neither a "baby elephant" nor "its mother" is a person.
         """
-        words = [singular(word) for word in re.findall(r"[a-z0-9']+|[.,;:!?]", text.lower())]
+        words = [singular(word) for word in _WORD.findall(_POSSESSIVE.sub("", _plain(text)))]
         found = []
         place = 0
         while place < len(words):
@@ -78,6 +80,10 @@ class Synonyms:
         following = self.phrases.get(tuple(after[:1]))
         its = place > 0 and words[place - 1] == "its"
         return words[place] in _YOUNG and (its or following in _ANIMALS)
+
+
+def _plain(text: str) -> str:
+    return text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
 
 
 @cache

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtok.eval.base import Item, Task
-from mmtok.eval.files import read_json_lines
+from mmtok.eval.files import field, read_json_lines, texts
 
 PACK = Path(str(files("mmtok.eval"))) / "methods" / "data" / "scenes"
 
@@ -23,27 +23,34 @@ def pack_items(task: Task, kind: str) -> list[Item]:
         InputError: no such pack.
     """
     folder = task.media or PACK
-    rows = read_json_lines(task.questions or folder / "questions.jsonl")
-    return [_item(task, folder, row, kind) for row in rows if kind in row]
+    file = task.questions or folder / "questions.jsonl"
+    rows = enumerate(read_json_lines(file), 1)
+    return [
+        _item(task, folder, row, kind, f"{file}, question {number}")
+        for number, row in rows
+        if kind in row
+    ]
 
 
-def _item(task: Task, folder: Path, row: dict[str, Any], kind: str) -> Item:
-    options = tuple(row.get("options", ()))
+def _item(task: Task, folder: Path, row: dict[str, Any], kind: str, where: str) -> Item:
+    options = tuple(texts(row, "options", where))
+    label = str(field(row, "label", where))
+    medium = str(field(row, kind, where))
     if options:
         answer = "choice"
     else:
-        answer = "yesno" if row["label"] in ("yes", "no") else "word"
-    split = row["split"]
+        answer = "yesno" if label in ("yes", "no") else "word"
+    split = str(field(row, "split", where))
     if split == "clip":
         split = "choice" if options else "open"
     return Item(
         split=split,
-        question_id=str(row["question_id"]),
-        text=row["text"] + task.suffix,
-        medium=row[kind],
-        file=folder / row[kind],
+        question_id=str(field(row, "question_id", where)),
+        text=str(field(row, "text", where)) + task.suffix,
+        medium=medium,
+        file=folder / medium,
         kind=kind,
         answer=answer,
-        label=row["label"],
+        label=label,
         options=options,
     )

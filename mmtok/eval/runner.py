@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, int], None]
 """Told (answered, all, failed) whenever rows were written."""
+COSTS = ".cost.jsonl"
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _key(row: dict[str, Any]) -> tuple[str, str]:
 
 def cost_file(file: Path) -> Path:
     """Where the costs of a file of predictions stand: times differ from run to run."""
-    return file.with_suffix(".cost.jsonl")
+    return file.with_suffix(COSTS)
 
 
 def answer(pipe: Pipeline, task: Task, batch: Batch) -> tuple[list[dict[str, Any]], dict[str, Any]]:

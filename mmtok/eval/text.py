@@ -32,6 +32,8 @@ IRREGULAR = {
     "skis": "ski",
     "shoes": "shoe",
     "scarves": "scarf",
+    "oxen": "ox",
+    "calves": "calf",
 }
 """Plurals that no rule gives."""
 

@@ -90,10 +90,12 @@ class Asked:
     Attributes:
         words: content words of the thing, singular; empty where the question is not known.
         existence: whether the question is whether it is there at all.
+        number: whether the question is how many there are, so that a bare number answers it.
     """
 
     words: tuple[str, ...]
     existence: bool
+    number: bool = False
 
     @property
     def pattern(self) -> str:
@@ -116,7 +118,7 @@ def asked(question: str) -> Asked:
         )
     )
     words = [singular(w) for w in re.findall(r"[\w-]+", text) if w not in _STOP]
-    return Asked(tuple(words), exists)
+    return Asked(tuple(words), exists, "how many" in text)
 
 
 def read_yes_no(text: str, question: str = "") -> str | None:
@@ -194,6 +196,8 @@ def _about(sentences: list[str], thing: Asked) -> list[str]:
 
 
 def _clause(clause: str, thing: Asked) -> str | None:
+    if clause.isdecimal():
+        return ("yes" if clause.strip("0") else "no") if thing.number else None
     if doubted := re.search(rf"{_NOT} (?:think|believe|suppose|true|the case)(?: that)? ", clause):
         rest = _clause(clause[doubted.end() :], thing)
         return {"yes": "no", "no": "yes"}.get(rest or "")
@@ -246,7 +250,7 @@ def _denied(clause: str, thing: str) -> bool:
 
 
 _NOTHING = re.compile(
-    rf"^(nothing|none|nowhere|absent|missing|not {_THERE}|no such)\b|^(zero|0)$|\bno such\b"
+    rf"^(nothing|none|nowhere|absent|missing|not {_THERE}|no such)\b|^zero$|\bno such\b"
     rf"|^(there|it|they|he|she|this|that|these|those)( (is|are|was|were)|'s)?(n't| not| cannot)"
     rf"( (be )?(one|any|{_THERE}|such)\b|$)"
     rf"|{_NOT} {_SEEN} (one|any|it|that|such|this|them|anything)\b(?! \w+ing)"
@@ -254,7 +258,7 @@ _NOTHING = re.compile(
     r"|\bnot the case\b|^(only|just) "
 )
 _SOMETHING = re.compile(
-    rf"^(it is |it's |they are |is |are )?{_THERE}$|^(one|two|three|four|five|several|[1-9])$"
+    rf"^(it is |it's |they are |is |are )?{_THERE}$|^(one|two|three|four|five|several)$"
     r"|^(there|it|that|they)( is|'s| are| does)( indeed)?( one| two| some| several)?$"
     rf"|\b(there('s| is)|i( can)? see|shows?|contains?) (one|it|them|several|two)\b"
 )
