@@ -73,7 +73,7 @@ class Pope(Task):
             items.append(
                 Item(
                     split=split,
-                    question_id=str(row.get("question_id", number)),
+                    question_id=str(number if (own := row.get("question_id")) is None else own),
                     text=str(field(row, "text", where)) + self.suffix,
                     medium=image,
                     file=folder / image,

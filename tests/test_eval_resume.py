@@ -118,3 +118,6 @@ def test_a_file_that_answers_other_questions_is_noticed(lvlm, tmp_path):
     file.write_text(head + "\n" + json.dumps(json.loads(first) | {"question_id": "x"}) + "\n")
     with pytest.raises(InputError, match=r"'x' of .* which is not asked"):
         quick(lvlm, pack, tmp_path / "out")
+    file.write_text(head + '\n{"split": "random"}\n')
+    with pytest.raises(InputError, match=r"line 2: 'question_id' is 'None'"):
+        quick(lvlm, pack, tmp_path / "out")

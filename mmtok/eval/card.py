@@ -61,8 +61,9 @@ def settings(
 
 def prompt_hash(task: Task, items: Sequence[Item]) -> str:
     """SHA-256 over questions, options, labels and subtitles, in order; first 16 digits."""
-    spoken = {file: _content(file) for file in {task.subtitle_file(item) for item in items} if file}
-    facts = [[item.facts(), spoken.get(task.subtitle_file(item))] for item in items]
+    files = {task.subtitle_file(item) for item in items}
+    spoken = {file: _medium(file, "image") if file else None for file in files}
+    facts = [[item.facts(), spoken[task.subtitle_file(item)]] for item in items]
     return _digest(facts)
 
 

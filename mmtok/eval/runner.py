@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mmtok.errors import InputError
 from mmtok.eval.base import Item, Task
 from mmtok.eval.batches import Batch
+from mmtok.eval.damage import check_costs, check_predictions
 from mmtok.eval.records import Records, locked
 from mmtok.io.files import reason
 from mmtok.io.image import load_image
@@ -77,6 +78,8 @@ def run(
     """
     with locked(cost_file(file)):
         records, costs = (Records(path, {"settings": settings}) for path in (file, cost_file(file)))
+        check_predictions(file, records.rows)
+        check_costs(costs.path, costs.rows)
         _answer_all(pipe, task, batches, records, costs, progress)
     by_batch = {cost["batch"]: cost for cost in costs.rows}  # a batch cut off by a kill ran twice
     return Run(file, settings, records.rows, list(by_batch.values()))
