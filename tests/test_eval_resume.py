@@ -25,13 +25,24 @@ def lvlm():
     return mmtok.load("tiny", device="cpu")
 
 
+def few(folder, pictures=1, questions=3):
+    """A pack with so many questions about each picture, yes/no ones of the first split."""
+    pack = small_pack(folder, pictures=pictures)
+    rows = [json.loads(x) for x in (pack / "questions.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "image" in row and row["split"] == "random"]
+    some = [[r for r in rows if r["image"] == f"images/{i:04d}.jpg"] for i in range(pictures)]
+    lines = [json.dumps(row) + "\n" for each in some for row in each[:questions]]
+    (pack / "questions.jsonl").write_text("".join(lines))
+    return pack
+
+
 def quick(lvlm, pack, out):
     task = build("scenes", media=pack)
     return evaluate(lvlm, task, out=out, batch=8, draws=0, baselines=False)
 
 
 def test_other_labels_or_pictures_are_other_runs(lvlm, tmp_path):
-    pack, out = small_pack(tmp_path / "pack", pictures=1), tmp_path / "out"
+    pack, out = few(tmp_path / "pack"), tmp_path / "out"
     first = quick(lvlm, pack, out)
     assert quick(lvlm, pack, out).runs[0].file == first.runs[0].file
     rows = [json.loads(x) for x in (pack / "questions.jsonl").read_text().splitlines()]
@@ -79,7 +90,7 @@ def test_subtitles_that_are_not_there_or_not_read_are_refused(tmp_path):
 
 
 def test_what_failed_is_tried_again(lvlm, tmp_path, monkeypatch):
-    task = build("scenes", media=small_pack(tmp_path / "pack"))
+    task = build("scenes", media=few(tmp_path / "pack", pictures=2))
     whole = quick(lvlm, task.media, tmp_path / "whole").runs[0]
     broken = load_image
 
@@ -101,7 +112,7 @@ def test_what_failed_is_tried_again(lvlm, tmp_path, monkeypatch):
 
 
 def test_two_processes_do_not_write_one_file(lvlm, tmp_path):
-    pack = small_pack(tmp_path / "pack", pictures=1)
+    pack = few(tmp_path / "pack")
     first = quick(lvlm, pack, tmp_path / "out").runs[0]
     with (
         locked(cost_file(first.file)),
@@ -112,7 +123,7 @@ def test_two_processes_do_not_write_one_file(lvlm, tmp_path):
 
 
 def test_a_file_that_answers_other_questions_is_noticed(lvlm, tmp_path):
-    pack = small_pack(tmp_path / "pack", pictures=1)
+    pack = few(tmp_path / "pack")
     file = quick(lvlm, pack, tmp_path / "out").runs[0].file
     head, first, *_ = file.read_text().splitlines()
     file.write_text(head + "\n" + json.dumps(json.loads(first) | {"question_id": "x"}) + "\n")
