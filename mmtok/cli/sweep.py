@@ -51,16 +51,8 @@ def sweep(
     as_json: opt.Json = False,
 ) -> None:
     """Compare methods at several budgets; a sweep that was cut off goes on."""
-    for name, value, least in (("--batch", batch, 1), ("--draws", draws, 0)):
-        at_least(name, value, least)
-    at_least("--examples", examples, 0)
-    at_least("--seed", seed, 0)
-    check_folder(out)
-    if limit is not None:
-        at_least("--limit", limit)
-    from mmtok.eval.page import check_page_path
-
-    path = check_page_path(report or out / "report.html")
+    counts = {"--draws": draws, "--examples": examples, "--seed": seed}
+    path = _check(batch, limit, counts, out, report)
     tasks, variants = _prepare(task, reduce, keep, seed, parser)
     say(f"loading {model} ...")
     from mmtok import load
@@ -72,6 +64,21 @@ def sweep(
         answer({"tasks": [one.to_dict() for one in found], "report": str(path)})
     if any(one.report.failed for one in found):
         raise typer.Exit(SOME_FAILED)
+
+
+def _check(
+    batch: int, limit: int | None, counts: dict[str, int], out: Path, report: Path | None
+) -> Path:
+    """Refuse numbers and places that make no sense; returns where the page goes."""
+    from mmtok.eval.page import check_page_path
+
+    at_least("--batch", batch)
+    for name, value in counts.items():
+        at_least(name, value, 0)
+    check_folder(out)
+    if limit is not None:
+        at_least("--limit", limit)
+    return check_page_path(report or out / "report.html")
 
 
 def _run(
