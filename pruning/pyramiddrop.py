@@ -13,7 +13,6 @@ rounded half up, where they are cut off.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -21,9 +20,9 @@ from mmtok.pruning.base import Reducer
 from mmtok.pruning.decoder import (
     DecoderPrompt,
     DecoderStage,
-    Reads,
     keeping,
     stage_layers,
+    staged,
     stepped,
     tapered,
 )
@@ -50,13 +49,7 @@ class PyramidDrop(Reducer):
             InputError: the decoder has no such layers.
         """
         places = self._places(layers)
-        if self.keeps_all:
-            return []
-        reads = frozenset[Reads]({"own_attention"})
-        return [
-            DecoderStage(layer=layer, rule=partial(self._asked, stage, len(places)), reads=reads)
-            for stage, layer in enumerate(places)
-        ]
+        return [] if self.keeps_all else staged(places, self._asked, "own_attention")
 
     def decoder_schedule(self, layers: int, visual: int) -> list[int]:
         """Fewer from each stage on."""

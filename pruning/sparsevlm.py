@@ -14,7 +14,6 @@ attention by a Gram matrix of rotations whose exact form we could not establish:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,9 +23,9 @@ from mmtok.pruning.base import Reducer
 from mmtok.pruning.decoder import (
     DecoderPrompt,
     DecoderStage,
-    Reads,
     keeping,
     stage_layers,
+    staged,
     stepped,
     tapered,
 )
@@ -62,13 +61,7 @@ class SparseVLM(Reducer):
             InputError: the decoder has no such layers.
         """
         places = self._places(layers)
-        if self.keeps_all:
-            return []
-        reads = frozenset[Reads]({"attention", "embeddings"})
-        return [
-            DecoderStage(layer=layer, rule=partial(self._rated, stage, len(places)), reads=reads)
-            for stage, layer in enumerate(places)
-        ]
+        return [] if self.keeps_all else staged(places, self._rated, "attention", "embeddings")
 
     def decoder_schedule(self, layers: int, visual: int) -> list[int]:
         """Fewer from each stage on."""

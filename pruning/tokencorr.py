@@ -56,8 +56,7 @@ class TokenCorr(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.adaptive, bool):
-            raise InputError(f"tokencorr: adaptive must be True or False, got {self.adaptive!r}")
+        self.check_flag("adaptive")
         for name, low in {"similarity": -1, "repeats": 0}.items():
             value = getattr(self, name)
             if not isinstance(value, int | float) or not low <= value <= 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from mmtok.models.dummy import tiny_config
 from mmtok.models.families import FAMILIES
 from mmtok.models.processors import build_processor
+from mmtok.training.garments import Garments
 
 CASES = [(name, "image") for name in FAMILIES] + [
     (name, "video") for name, family in FAMILIES.items() if family.video is not None
@@ -86,3 +88,22 @@ def batch(family: str, kind: str, rows: tuple[int, ...] = (0, 1)) -> dict[str, A
     return {
         k: v.clone() if hasattr(v, "clone") else v for k, v in _inputs(family, kind, rows).items()
     }
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def garments() -> Garments:
+    """Forty grey boxes that stand for photographs of garments."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((40, 28, 28), np.uint8)
+    for image in images:
+        w, h = rng.integers(10, 25, 2)
+        image[14 - h // 2 : 14 + h // 2, 14 - w // 2 : 14 + w // 2] = rng.integers(120, 255)
+    return Garments.from_arrays(images, np.arange(40) % 10)

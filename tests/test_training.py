@@ -14,7 +14,6 @@ from PIL import Image
 from mmtok.training.align import align
 from mmtok.training.counting import least_needed_head, start_naming, start_reading
 from mmtok.training.dense import DenseBeside, DenseSettings, fit_heads, train_tower
-from mmtok.training.garments import Garments
 from mmtok.training.language import LanguageSettings, LanguageTrainer
 from mmtok.training.model import build_model, build_processor, export
 from mmtok.training.optim import Muon, schedule
@@ -31,22 +30,7 @@ SHIPPED = Path(__file__).parents[1] / "mmtok" / "models" / "data" / "tiny"
 PACK = Path(__file__).parents[1] / "eval" / "data" / "scenes"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def garments() -> Garments:
-    rng = np.random.default_rng(0)
-    images = np.zeros((40, 28, 28), np.uint8)
-    for image in images:
-        w, h = rng.integers(10, 25, 2)
-        image[14 - h // 2 : 14 + h // 2, 14 - w // 2 : 14 + w // 2] = rng.integers(120, 255)
-    return Garments.from_arrays(images, np.arange(40) % 10)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

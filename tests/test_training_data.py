@@ -20,23 +20,7 @@ from mmtok.training.scenes import COLOURS, Scene, make_item, render, sample_scen
 from mmtok.training.tokens import UNK, build_tokenizer
 from mmtok.training.tower import IGNORE, patch_labels
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def garments() -> Garments:
-    rng = np.random.default_rng(0)
-    images = np.zeros((40, 28, 28), np.uint8)
-    for image in images:
-        w, h = rng.integers(10, 25, 2)
-        image[14 - h // 2 : 14 + h // 2, 14 - w // 2 : 14 + w // 2] = rng.integers(120, 255)
-    return Garments.from_arrays(images, np.arange(40) % 10)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_upper_body_classes_are_one_kind(garments):

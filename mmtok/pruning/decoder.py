@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -130,6 +131,16 @@ def stage_layers(
 
 def _listed(given: object) -> bool:
     return isinstance(given, tuple | list)
+
+
+def staged(
+    places: Sequence[int], rule: Callable[[int, int, DecoderPrompt], Selection], *reads: Reads
+) -> list[DecoderStage]:
+    """A stage in front of each of the layers `places`; `rule` is told its number, of how many."""
+    return [
+        DecoderStage(layer=layer, rule=partial(rule, number, len(places)), reads=frozenset(reads))
+        for number, layer in enumerate(places)
+    ]
 
 
 def tapered(n: int, k: int, stages: int) -> list[int]:
