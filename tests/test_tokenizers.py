@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from mmtok.codes import Codes, check_shape
 from mmtok.errors import InputError
 from mmtok.io.mmt import read_codes, write_codes
+from mmtok.models import zoo
 from mmtok.tokenizers import Tokenizer, build, registry
 from mmtok.tokenizers.digest import digest
 from tests.matrix import TOKENIZERS
@@ -176,3 +178,16 @@ def test_settings_and_weights_decide_the_hash() -> None:
     made |= {digest({}, {"w": a + 1}), digest({}, {"w": a[None]}), digest({}, {})}
     assert len(made) == 7
     assert build("patchify(patch=2)").tokenizer_hash != build("patchify").tokenizer_hash
+
+
+def test_weights_that_ship_are_found_by_name(tmp_path, monkeypatch):
+    made = build("flextok(seed=3)")
+    made.save(tmp_path / "little")
+    config = tmp_path / "little" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "tokenizer": "flextok"}))
+    monkeypatch.setattr(zoo, "DATA", tmp_path)
+    monkeypatch.setattr(zoo, "_configs", zoo._configs.__wrapped__)
+    found = build("little")
+    _ = found.network
+    assert found.tokenizer_hash != build("flextok").tokenizer_hash
+    torch.testing.assert_close(dict(found.state()), dict(made.state()))

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from mmtok.codes import Codebook
 from mmtok.errors import InputError
 from mmtok.io.files import reason
+from mmtok.models.zoo import located
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
 from mmtok.tokenizers.network import Networked, read_json
 from mmtok.tokenizers.resize import to_multiple
@@ -145,7 +145,7 @@ class HFVQ(Networked, Tokenizer):
         kind = getattr(import_module(f"transformers.models.{self.family}"), name)
         if self.weights is None:
             return kind(**self._facts.tiny)
-        file = Path(self.weights) / "config.json"
+        file = located(self.weights) / "config.json"
         values = read_json(file)
         found = values.get("vq_config", values)
         if values.get("model_type") not in (self.family, kind.model_type) or found is None:
@@ -168,7 +168,7 @@ class HFVQ(Networked, Tokenizer):
         from safetensors import SafetensorError, safe_open
 
         found: dict[str, Tensor] = {}
-        for file in sorted(Path(weights).glob("*.safetensors")):
+        for file in sorted(located(weights).glob("*.safetensors")):
             try:
                 with safe_open(file, "pt") as opened:
                     part = cast(Any, opened)
@@ -183,12 +183,12 @@ class HFVQ(Networked, Tokenizer):
 
     @cached_property
     def _is_whole_model(self) -> bool:
-        return "vq_config" in read_json(Path(self.weights or "") / "config.json")
+        return "vq_config" in read_json(located(self.weights or "") / "config.json")
 
     @cached_property
     def _scale(self) -> tuple[list[float], list[float]]:
         """(factor, shift) per colour that pixels in [0, 1] are scaled with; default: to [-1, 1]."""
-        file = Path(self.weights or "") / "preprocessor_config.json"
+        file = located(self.weights or "") / "preprocessor_config.json"
         if self.weights is None or not file.is_file():
             return [2.0] * 3, [-1.0] * 3
         said = read_json(file)

@@ -32,7 +32,8 @@ def listing(as_json: opt.Json = False) -> None:
 def inventory() -> dict[str, list[str]]:
     """Names of everything registered, by kind. Models: trained ones, then configurations."""
     from mmtok.models.dummy import FAMILIES
-    from mmtok.models.load import embedded_names, shipped_names
+    from mmtok.models.load import shipped_names
+    from mmtok.models.zoo import embedded_names, embedded_tokenizers
     from mmtok.registry import Registry
 
     found = {}
@@ -46,6 +47,7 @@ def inventory() -> dict[str, list[str]]:
             hyphens=kind == "tasks",
         )
         found[kind] = registry.names() if registry.folder.is_dir() else []
+    found["tokenizers"] += embedded_tokenizers()
     found["models"] = [*embedded_names(), *shipped_names()]
     found["families"] = list(FAMILIES)
     return found

@@ -12,23 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
 from mmtok.models.lvlm import LVLM, first_line
+from mmtok.models.zoo import DATA, embedded_names
 from mmtok.registry import unknown
 
 if TYPE_CHECKING:
     import torch
 
-_DATA = Path(__file__).parent / "data"
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
 def shipped_names() -> tuple[str, ...]:
     """Names of the real configurations that ship with mmtok, for `dummy=True` and for planning."""
-    return tuple(sorted(path.stem for path in (_DATA / "configs").glob("*.json")))
-
-
-def embedded_names() -> tuple[str, ...]:
-    """Names of the trained models that ship with mmtok."""
-    return tuple(sorted(p.parent.name for p in _DATA.glob("*/config.json")))
+    return tuple(sorted(path.stem for path in (DATA / "configs").glob("*.json")))
 
 
 def load_config(name: str) -> Any:
@@ -40,13 +35,13 @@ def load_config(name: str) -> Any:
     """
     from mmtok.models.dummy import FAMILIES, tiny_config
 
-    shipped = _DATA / "configs" / f"{name}.json"
+    shipped = DATA / "configs" / f"{name}.json"
     if name in FAMILIES:
         return tiny_config(name)
     if name in shipped_names():
         return _read_config(shipped)
     if name in embedded_names():
-        return _read_config(_DATA / name / "config.json")
+        return _read_config(DATA / name / "config.json")
     path = Path(name).expanduser()
     if not name or not path.exists():
         raise _unknown(name, (*shipped_names(), *embedded_names(), *FAMILIES))
@@ -154,7 +149,7 @@ def model_folder(name: str) -> str:
         InputError: neither, or a folder without weights.
     """
     if name in embedded_names():
-        return str(_DATA / name)
+        return str(DATA / name)
     path = Path(name).expanduser()
     if name and path.is_dir():
         if not (path / "config.json").is_file():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtok.errors import InputError
-from mmtok.models.load import embedded_names
+from mmtok.models.zoo import embedded_names
 from mmtok.pruning import build
 from mmtok.serving.preprocess import finish, shard_items
 from mmtok.serving.recipe import Recipe, reload

@@ -7,7 +7,8 @@ from typing import Any
 
 from mmtok.codes import Codebook, Codes
 from mmtok.errors import InputError
-from mmtok.registry import Registry
+from mmtok.models.zoo import embedded_tokenizers
+from mmtok.registry import Registry, parse_spec
 from mmtok.tokenizers.base import Stream, Taxonomy, Tokenizer
 
 __all__ = ["Codebook", "Codes", "Stream", "Taxonomy", "Tokenizer", "build", "registry"]
@@ -22,12 +23,19 @@ registry = Registry(
 
 
 def build(tokenizer: str | Tokenizer) -> Tokenizer:
-    """The tokenizer that a spec such as `patchify(patch=4)` describes; an object is handed back.
+    """The tokenizer that a spec such as `patchify(patch=4)` describes, or one that ships, by name.
+
+    An object is handed back.
 
     Raises:
         InputError: the spec cannot be read, or names an unknown tokenizer or argument.
     """
-    made = registry.build(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    made: object = tokenizer
+    if isinstance(tokenizer, str) and tokenizer in (shipped := embedded_tokenizers()):
+        name, arguments = parse_spec(shipped[tokenizer])
+        made = registry.make(name, {**arguments, "weights": tokenizer})
+    elif isinstance(tokenizer, str):
+        made = registry.build(tokenizer)
     if not isinstance(made, Tokenizer):
         raise InputError(f"a tokenizer must be a spec or a Tokenizer, got {tokenizer!r}")
     return made

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmtok.errors import InputError
 from mmtok.io.files import check_file, reason, replacing
+from mmtok.models.zoo import located
 
 Kind = TypeVar("Kind")
 
@@ -30,7 +31,8 @@ _EXPECTED = "weights as .safetensors, .ckpt, .pt, .pth or .bin"
 class Networked:
     """What a `Tokenizer` with weights adds; put it before `Tokenizer` among the base classes.
 
-    The class has the fields `weights` (a folder, a file or a hub id; None: random ones) and `seed`.
+    The class has the fields `weights` (the name of one that ships, a folder, a file or a hub
+    id; None: random ones) and `seed`.
     """
 
     weights: str | None
@@ -94,12 +96,12 @@ class Networked:
 
 
 def find_weights(weights: str) -> Path:
-    """The weights file of a folder, a file or a hub id.
+    """The weights file of a tokenizer that ships, a folder, a file or a hub id.
 
     Raises:
         InputError: there is none.
     """
-    path = Path(weights)
+    path = located(weights)
     if path.is_dir():
         found = [path / name for name in _WEIGHTS if (path / name).is_file()]
         found += sorted(path.glob("*.ckpt"))

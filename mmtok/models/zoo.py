@@ -1,0 +1,35 @@
+"""The trained weights that ship with mmtok, a folder each under `data`.
+
+What a folder holds stands in its config.json: a tokenizer says which under `tokenizer`, models are
+as transformers writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent / "data"
+
+
+@cache
+def _configs() -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in DATA.glob("*/config.json")}
+
+
+def embedded_names() -> tuple[str, ...]:
+    """Names of the vision-language models."""
+    return tuple(sorted(name for name, config in _configs().items() if "vision_config" in config))
+
+
+def embedded_tokenizers() -> dict[str, str]:
+    """Names of the tokenizers, and the spec that each one's weights belong to."""
+    found = {name: config.get("tokenizer") for name, config in _configs().items()}
+    return {name: spec for name, spec in sorted(found.items()) if isinstance(spec, str)}
+
+
+def located(weights: str) -> Path:
+    """The folder of a tokenizer that ships, else the path that `weights` is."""
+    return DATA / weights if weights in embedded_tokenizers() else Path(weights)
