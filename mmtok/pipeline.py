@@ -27,6 +27,7 @@ from mmtok.io.video import Clip, check_sampling, load_video
 from mmtok.models.lvlm import LIST_FPS, LVLM, Prompt
 from mmtok.models.reduced import rerouted
 from mmtok.models.reduction import Reduction
+from mmtok.models.turns import Turn
 from mmtok.pruning import Reducer, build
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Pipeline:
     def generate(
         self,
         images: Sequence[Picture] | None = None,
-        text: str = "",
+        text: str | Sequence[Turn] = "",
         videos: Sequence[Video] | None = None,
         *,
         frames: int | None = None,
@@ -98,7 +99,7 @@ class Pipeline:
 
         Args:
             images: paths or PIL images, all part of one prompt.
-            text: the question.
+            text: the question, or the turns of a conversation (`mmtok.models.turns`).
             videos: paths, clips from `load_video`, or lists of PIL frames.
             frames: how many frames to sample from each file; default 8 unless `fps` is given.
             fps: how many frames a second to sample instead.

@@ -43,8 +43,12 @@ def image(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
+def text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
 def ask(*parts: dict[str, Any], text: str = "How many items are in the image?") -> Any:
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+    return [{"role": "user", "content": [*parts, text_part(text)]}]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,30 @@ def test_the_official_client_gets_the_pipelines_answer(client: Any, pipe: Pipeli
     assert [model.id for model in client.models.list()] == ["tiny"]
 
 
+def test_a_conversation_goes_on(client: Any, pipe: Pipeline) -> None:
+    said = [
+        {"role": "system", "content": "Answer the question."},
+        *ask(image(data_url(png(3)))),
+        {"role": "assistant", "content": "2"},
+        *ask(image(data_url(png(4))), text="And in this?"),
+    ]
+    got = client.chat.completions.create(model="tiny", messages=said, max_tokens=4)
+    pictures = [Image.open(io.BytesIO(png(n))) for n in (3, 4)]
+    place = {"type": "image"}
+    question = "How many items are in the image?"
+    turns = [
+        {"role": "system", "content": [text_part("Answer the question.")]},
+        {"role": "user", "content": [place, text_part(question)]},
+        {"role": "assistant", "content": [text_part("2")]},
+        {"role": "user", "content": [place, text_part("And in this?")]},
+    ]
+    want = pipe.generate(pictures, turns, max_new_tokens=4)
+    assert got.choices[0].message.content == want.text
+    prompt = pipe.lvlm.processor.tokenizer.decode(want.inputs["input_ids"][0])
+    assert prompt.count("ASSISTANT") == 2
+    assert got.usage.prompt_tokens == int(want.inputs["attention_mask"].sum())
+
+
 def test_a_stream_says_the_same(client: Any) -> None:
     options = {"model": "tiny", "messages": ask(image(data_url(png(3)))), "max_tokens": 4}
     whole = client.chat.completions.create(**options)
@@ -141,8 +169,9 @@ def test_videos_and_allowed_files(client: Any, tmp_path: Path, root: Path, pipe:
         (ask(image("http://[bad/a.png")), 400, "malformed"),
         (ask({"type": "input_audio"}), 400, "input_audio"),
         (ask({"type": "video_url", "video_url": {"url": data_url(png(1))}}), 400, "does not hold"),
-        ([{"role": "assistant", "content": "hello"}], 400, "one user message"),
-        ([], 400, "one user message"),
+        ([{"role": "assistant", "content": "hello"}], 400, "in turn"),
+        ([*ask(text="a"), *ask(text="b")], 400, "in turn"),
+        ([], 400, "in turn"),
         (ask(text="x" * 30_000), 413, "characters"),
         (ask(*[image(data_url(png(0, 8)))] * 17), 413, "more than 16"),
     ],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Union
 
 from mmtok.errors import InputError
+from mmtok.models.turns import Turn, as_turns, frames_as_images
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from mmtok.io.video import Clip as VideoClip
 
 Clip = Union["VideoClip", Sequence["Image"]]
-Prompt = tuple[Sequence["Image"] | None, Sequence[Clip] | None, str]
-"""Images, clips (what `load_video` gives, or lists of frames) and the question."""
+Prompt = tuple[Sequence["Image"] | None, Sequence[Clip] | None, "str | Sequence[Turn]"]
+"""Images, clips (what `load_video` gives, or lists of frames) and the question, or all turns of a
+conversation with their places (`mmtok.models.turns`)."""
 LIST_FPS = 2.0
 """Frames per second at which lists of frames count as taken."""
 
@@ -94,22 +96,19 @@ class LVLM:
         media = [(list(images or ()), list(videos or ())) for images, videos, _ in prompts]
         if not all(clip for _, clips in media for clip in clips):
             raise InputError("a clip needs at least one frame, got none")
+        talks = [
+            as_turns(text, len(own), len(clips))
+            for (own, clips), (_, _, text) in zip(media, prompts, strict=True)
+        ]
         if not self._reads_clips(media):
-            media = [
-                (images + [frame for clip in clips for frame in _frames(clip)], [])
-                for images, clips in media
-            ]
+            for row, (own, clips) in enumerate(media):
+                talks[row], pictures = frames_as_images(talks[row], own, map(_frames, clips))
+                media[row] = pictures, []
         images = [images for images, _ in media] if any(i for i, _ in media) else None
         clips = [clip for _, clips in media for clip in clips]
-        for _, _, text in prompts:
-            if text.encode("utf-8", "ignore").decode() != text:
-                raise InputError(f"the text {text[:40]!r} is not valid Unicode")
         bos = self.processor.tokenizer.bos_token
         try:
-            texts = [
-                self._chat(len(own_images), len(own_clips), text)
-                for (own_images, own_clips), (_, _, text) in zip(media, prompts, strict=True)
-            ]
+            texts = [self._rendered(turns) for turns in talks]
             batch = self.processor(
                 text=texts,
                 images=images,
@@ -146,11 +145,14 @@ class LVLM:
             )
         return False
 
-    def _chat(self, images: int, clips: int, text: str) -> str:
-        content = [{"type": "image"}] * images + [{"type": "video"}] * clips
-        message = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
-        prompt = self.processor.apply_chat_template([message], add_generation_prompt=True)
-        return str(prompt)
+    def _rendered(self, turns: list[Turn]) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
+        except TemplateError as error:  # some want users and assistants in turn, or no system
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise InputError(f"{self.name}: {first_line(error)} (roles: {roles})") from error
 
 
 def _clip_options(clips: list[Clip], fps: float) -> dict[str, Any]:

@@ -152,7 +152,8 @@ def chat_template(speech: Speech) -> str:
     )
     return (
         "{%- for message in messages -%}"
-        "{{- " + user + " if message.role == 'user' else " + reply + " -}}"
+        "{%- if message.role == 'user' -%}{{- " + user + " -}}"
+        "{%- elif message.role == 'assistant' -%}{{- " + reply + " -}}{%- endif -%}"
         "{%- for item in message.content -%}"
         "{%- if item.type == 'image' -%}{{- " + image + " -}}"
         "{%- elif item.type == 'video' -%}{{- " + video + " -}}"

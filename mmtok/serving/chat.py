@@ -12,6 +12,7 @@ from mmtok.errors import InputError
 from mmtok.io.image import load_image
 from mmtok.io.video import DEFAULT_FRAMES, Clip, is_video, load_video
 from mmtok.models.lvlm import Prompt
+from mmtok.models.turns import Turn
 from mmtok.serving.fetch import fetch
 from mmtok.serving.limits import Limits, RefusedError
 
@@ -34,7 +35,7 @@ class Ask:
     Attributes:
         images: decoded pictures.
         clips: decoded videos.
-        text: the question.
+        turns: system, user and assistant in turn, with places for these.
         options: for `generate`, as sorted pairs: requests with the same ones share a batch.
         stream: whether the answer is sent as events.
         stream_usage: whether these end with the usage.
@@ -42,7 +43,7 @@ class Ask:
 
     images: tuple[Image, ...]
     clips: tuple[Clip, ...]
-    text: str
+    turns: tuple[Turn, ...]
     options: tuple[tuple[str, Any], ...]
     stream: bool
     stream_usage: bool
@@ -50,7 +51,7 @@ class Ask:
     @property
     def prompt(self) -> Prompt:
         """As the pipeline takes it."""
-        return list(self.images), list(self.clips), self.text
+        return list(self.images), list(self.clips), self.turns
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
@@ -74,51 +75,51 @@ def read_request(body: Any, limits: Limits) -> Ask:
             raise RefusedError(400, f"{name}={body[name]!r} is not supported")
     images: list[Image] = []
     clips: list[Clip] = []
-    texts: list[str] = []
-    for part in _parts(body.get("messages")):
-        _add(part, images, clips, texts, limits)
-    text = "\n".join(texts)
-    if len(text) > limits.text:
-        raise RefusedError(413, f"text of {len(text)} characters, expected at most {limits.text}")
+    turns = _turns(body.get("messages"), limits)
+    for turn in turns:
+        turn["content"] = [_place(part, images, clips, limits) for part in turn["content"]]
     stream = body.get("stream_options") or {}
     return Ask(
         images=tuple(images),
         clips=tuple(clips),
-        text=text,
+        turns=tuple(turns),
         options=_options(body, limits),
         stream=bool(body.get("stream")),
         stream_usage=isinstance(stream, dict) and bool(stream.get("include_usage")),
     )
 
 
-def _parts(messages: Any) -> list[dict[str, Any]]:
-    """Content parts of the one user message, behind those of a system message."""
+def _turns(messages: Any, limits: Limits) -> list[Turn]:
+    """Role and content parts of each message, before anything in them is fetched."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise RefusedError(400, "messages must be a list of objects")
     roles = [message.get("role") for message in messages]
-    if roles not in (["user"], ["system", "user"]):
-        raise RefusedError(400, "expected one user message, with or without a system one before it")
+    talk = roles[roles[:1] == ["system"] :]
+    if not len(talk) % 2 or talk != ["user", "assistant"] * (len(talk) // 2) + ["user"]:
+        raise RefusedError(
+            400, "expected user and assistant messages in turn, with a user's at the end"
+        )
     found = []
     for message in messages:
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise RefusedError(400, "content must be a text or a list of parts")
-        found += parts
+        found.append({"role": message["role"], "content": parts})
+    texts = [part.get("text") for turn in found for part in turn["content"]]
+    length = sum(len(text) for text in texts if isinstance(text, str))
+    if length > limits.text:
+        raise RefusedError(413, f"text of {length} characters, expected at most {limits.text}")
     return found
 
 
-def _add(
-    part: dict[str, Any],
-    images: list[Image],
-    clips: list[Clip],
-    texts: list[str],
-    limits: Limits,
-) -> None:
+def _place(
+    part: dict[str, Any], images: list[Image], clips: list[Clip], limits: Limits
+) -> dict[str, str]:
+    """A part as the chat template reads it; its picture or clip is added to the given ones."""
     kind = part.get("type")
     if kind == "text" and isinstance(part.get("text"), str):
-        texts.append(part["text"])
-        return
+        return {"type": "text", "text": part["text"]}
     if kind not in ("image_url", "video_url"):
         raise RefusedError(
             400, f"content part of type {kind!r}, expected text, image_url, video_url"
@@ -137,8 +138,9 @@ def _add(
         raise RefusedError(400, f"{kind} does not hold what it says")
     if isinstance(medium, Clip):
         clips.append(medium)
-    else:
-        images.append(medium)
+        return {"type": "video"}
+    images.append(medium)
+    return {"type": "image"}
 
 
 def _pixels(picture: Image) -> int:

@@ -21,7 +21,7 @@ seven eight zero none where Where Are Does kind garment garments item object obj
 """
 
 TEMPLATE = """{%- for message in messages -%}
-{{- 'USER: ' if message['role'] == 'user' else ' ASSISTANT: ' -}}
+{{- {'user': 'USER: ', 'assistant': ' ASSISTANT: '}.get(message['role'], '') -}}
 {%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}
 {%- set images = message['content'] | selectattr('type', 'equalto', 'image') | list | length -%}
 {%- set seen = namespace(n=0) -%}

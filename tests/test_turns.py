@@ -1,0 +1,66 @@
+"""Conversations as prompts: places for media, clips read as pictures, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import mmtok
+from mmtok.models.turns import as_turns, frames_as_images
+
+PLACE, CLIP = {"type": "image"}, {"type": "video"}
+
+
+def said(role: str, *parts: Any) -> dict[str, Any]:
+    return {
+        "role": role,
+        "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts],
+    }
+
+
+def test_a_question_is_one_turn_behind_its_media() -> None:
+    assert as_turns("what?", 1, 1) == [said("user", PLACE, CLIP, "what?")]
+
+
+def test_a_clip_becomes_its_frames_where_it_stands() -> None:
+    turns = as_turns([said("user", CLIP, "a", PLACE), said("user", CLIP, "b")], 1, 2)
+    made, pictures = frames_as_images(turns, ["x"], [["p", "q"], ["r"]])
+    assert made == [said("user", PLACE, PLACE, "a", PLACE), said("user", PLACE, "b")]
+    assert pictures == ["p", "q", "x", "r"]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_turns_reach_the_model(family: str) -> None:
+    """A conversation of one turn is the question; a longer one begins with its first turns."""
+    lvlm = mmtok.load(family, dummy=True)
+    picture = Image.linear_gradient("L").convert("RGB").resize((56, 56))
+    plain = lvlm.inputs_batch([([picture], None, "what?")])
+    first = said("user", PLACE, "what?")
+    one = lvlm.inputs_batch([([picture], None, [first])])
+    assert {k: v.tolist() for k, v in one.items()} == {k: v.tolist() for k, v in plain.items()}
+    more = [said("system", "Be short."), first, said("assistant", "it."), said("user", "why?")]
+    text = lvlm.processor.tokenizer.decode(
+        lvlm.inputs_batch([([picture], None, more)])["input_ids"][0]
+    )
+    places = [text.index(part) for part in ("Be short.", "what?", "it.", "why?")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([], "list of turns"),
+        (5, "list of turns"),
+        (["hello"], "a turn must have"),
+        ([said("tool", "x")], "a turn must have"),
+        ([{"role": "user", "content": "x"}], "a turn must have"),
+        ([said("user", {"type": "audio"})], "a turn must have"),
+        ([said("user", "x")], "0 images and 0 videos, got 1 and 0"),
+        ([said("user", PLACE, "\ud800")], "valid Unicode"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(turns: Any, reason: str) -> None:
+    with pytest.raises(mmtok.InputError, match=reason):
+        as_turns(turns, 1, 0)
