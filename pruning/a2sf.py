@@ -19,7 +19,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.cache import CacheReducer, Entries
 
 BLOCK = 128
@@ -43,8 +42,7 @@ class A2SF(CacheReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.factor, int | float) or not 0 < self.factor <= 1:
-            raise InputError(f"a2sf: factor must be a number in (0, 1], got {self.factor!r}")
+        self.check_number("factor", 0, 1, above=True)
         self.check_protected(recent=self.recent)
 
     def protected(self) -> tuple[int, int]:

@@ -46,11 +46,7 @@ class CDPruner(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        theta = self.theta
-        if theta is not None and (not isinstance(theta, int | float) or not 0 <= theta < 1):
-            raise InputError(f"cdpruner: theta must be None or a number in [0, 1), got {theta!r}")
-        if self.compat not in ("paper", "repo"):
-            raise InputError(f"cdpruner: compat must be 'paper' or 'repo', got {self.compat!r}")
+        self.check_number("theta", 0, 1, below=True)
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Greedy choice by volume."""

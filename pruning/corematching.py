@@ -26,7 +26,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.decoder import DecoderPrompt, DecoderStage, Reads, keeping, stage_layers, stepped
 from mmtok.pruning.neurons import NeuronStage
@@ -60,16 +59,8 @@ class CoreMatching(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.rho, int | float) or not 0 <= self.rho < 1:
-            raise InputError(f"corematching: rho must be in [0, 1), got {self.rho!r}")
-        if not isinstance(self.beta, int | float) or not 0 < self.beta <= 1:
-            raise InputError(f"corematching: beta must be in (0, 1], got {self.beta!r}")
-        if self.knee not in (None, "inclusive", "strict"):
-            raise InputError(
-                f"corematching: knee must be None, 'inclusive' or 'strict', got {self.knee!r}"
-            )
-        if self.compat not in ("paper", "repo"):
-            raise InputError(f"corematching: compat must be 'paper' or 'repo', got {self.compat!r}")
+        self.check_number("rho", 0, 1, below=True)
+        self.check_number("beta", 0, 1, above=True)
 
     def in_decoder(self, layers: int) -> list[DecoderStage]:
         """One stage; none if all is kept.

@@ -56,10 +56,7 @@ class DAMRO(Reducer):
             raise InputError(f"damro: keep must be 1.0, since no token leaves, got {self.keep!r}")
         self.check_number("alpha")
         self.check_number("beta", 0, 1, above=True)
-        self.check_flag("per_head")
-        count = self.outliers
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise InputError(f"damro: outliers must be an int >= 1, got {count!r}")
+        self.check_number("outliers", 1)
 
     def on_logits(self) -> LogitStage | None:
         """The contrast; none if it has no strength."""

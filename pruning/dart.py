@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.decoder import DecoderPrompt, DecoderStage, Reads, keeping, stepped
 from mmtok.pruning.greedy import unit
@@ -44,10 +43,9 @@ class DART(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("layer", 1), ("image_pivots", 1), ("text_pivots", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"dart: {name} must be an int >= {least}, got {value!r}")
+        self.check_number("layer", 1)
+        self.check_number("image_pivots", 1)
+        self.check_number("text_pivots")
 
     def in_decoder(self, layers: int) -> list[DecoderStage]:
         """One stage; none if all is kept."""

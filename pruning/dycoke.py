@@ -58,18 +58,20 @@ class DyCoke(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.merge, bool):
-            raise InputError(f"dycoke: merge must be True or False, got {self.merge!r}")
-        if not isinstance(self.read, int | float) or not 0 < self.read <= 1:
-            raise InputError(f"dycoke: read must be a number in (0, 1], got {self.read!r}")
-        if type(self.layer) is not int or self.layer < 0:
-            raise InputError(f"dycoke: layer must be an int >= 0, got {self.layer!r}")
-        if self.compat not in ("paper", "repo"):
-            raise InputError(f"dycoke: compat must be 'paper' or 'repo', got {self.compat!r}")
+        self.check_number("read", 0, 1, above=True)
+        self.check_number("layer")
 
     def in_cache(self, layers: int) -> CachePolicy | None:
-        """Read a share of what is stored, chosen anew when the attention turns elsewhere."""
-        if self.read == 1 or self.keeps_all:
+        """Read a share of what is stored, chosen anew when the attention turns elsewhere.
+
+        Raises:
+            InputError: the decoder has no such layer.
+        """
+        if self.read == 1:
+            return None
+        if self.layer >= layers:
+            raise InputError(f"dycoke: layer must be below {layers}, the decoder's depth")
+        if self.keeps_all:
             return None
         return VisualRecall(lambda n: max(math.floor(self.read * n + 0.5), 1), layer=self.layer)
 

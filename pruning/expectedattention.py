@@ -42,7 +42,7 @@ class ExpectedAttention(CacheReducer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_protected(sinks=self.sinks)
-        self.check_count(1, ahead=self.ahead)
+        self.check_number("ahead", 1)
         self.check_number("epsilon")
 
     def protected(self) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer, per_item
 from mmtok.pruning.rank import top
 from mmtok.tokens import Query, Selection, VisualTokens
@@ -37,9 +36,7 @@ class FasterVLM(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        count = self.outliers
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise InputError(f"fastervlm: outliers must be an int >= 0, got {count!r}")
+        self.check_number("outliers")
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """A top-k, ties to the lower index."""

@@ -35,8 +35,7 @@ class FastV(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.layer, int) or isinstance(self.layer, bool) or self.layer < 1:
-            raise InputError(f"fastv: layer must be an int >= 1, got {self.layer!r}")
+        self.check_number("layer", 1)
 
     def in_decoder(self, layers: int) -> list[DecoderStage]:
         """One stage; none if all is kept.

@@ -23,7 +23,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.dpc import density_flops, density_peaks
 from mmtok.pruning.frames import read_clip
@@ -62,14 +61,11 @@ class FastVID(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("segments", "every"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"fastvid: {name} must be an int >= 1, got {value!r}")
-        for name, low in (("threshold", -1), ("context", 0), ("share", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not low <= value <= 1:
-                raise InputError(f"fastvid: {name} must be in [{low}, 1], got {value!r}")
+        self.check_number("segments", 1)
+        self.check_number("every", 1)
+        self.check_number("threshold", -1, 1)
+        self.check_number("context", 0, 1)
+        self.check_number("share", 0, 1)
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Segment the clip, then choose and blend in each segment."""

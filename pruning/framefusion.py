@@ -56,13 +56,9 @@ class FrameFusion(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ranges = {"cost": (0, 1), "similarity": (-1, 1), "least": (0, 1)}
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if name == "cost" and value is None:
-                continue
-            if not isinstance(value, int | float) or not low < value <= high:
-                raise InputError(f"framefusion: {name} must be in ({low}, {high}], got {value!r}")
+        self.check_number("cost", 0, 1, above=True)
+        self.check_number("similarity", -1, 1, above=True)
+        self.check_number("least", 0, 1, above=True)
 
     def in_decoder(self, layers: int) -> list[DecoderStage]:
         """One stage in front of every layer but the first; none if all is kept.

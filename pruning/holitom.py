@@ -27,7 +27,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.cells import merge_group, still_and_moving
 from mmtok.pruning.decoder import DecoderPrompt, DecoderStage, Reads
@@ -66,12 +65,9 @@ class HoliTom(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("threshold", -1), ("context", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not low <= value <= 1:
-                raise InputError(f"holitom: {name} must be in [{low}, 1], got {value!r}")
-        if not isinstance(self.later, int | float) or not 0 < self.later <= 1:
-            raise InputError(f"holitom: later must be in (0, 1], got {self.later!r}")
+        self.check_number("threshold", -1, 1)
+        self.check_number("context", 0, 1)
+        self.check_number("later", 0, 1, above=True)
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Divide into windows, merge over time, then choose in space."""

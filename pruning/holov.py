@@ -19,7 +19,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer, per_item
 from mmtok.pruning.greedy import unit
 from mmtok.pruning.rank import apportion, top
@@ -45,8 +44,7 @@ class HoloV(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.chunks, int) or isinstance(self.chunks, bool) or self.chunks < 1:
-            raise InputError(f"holov: chunks must be an int >= 1, got {self.chunks!r}")
+        self.check_number("chunks", 1)
         self.check_number("alpha")
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:

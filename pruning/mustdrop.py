@@ -29,7 +29,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.decoder import DecoderPrompt, DecoderStage, Reads, keeping
 from mmtok.pruning.greedy import unit
@@ -73,13 +72,6 @@ class MustDrop(Reducer):
         self.check_number("key_share", 0, 1)
         self.check_number("global_share", above=True)
         self.check_number("single", above=True)
-        self.check_flag("trim_early")
-        if self.budget_mode not in ("exact", "threshold"):
-            raise InputError(
-                f"mustdrop: budget_mode must be 'exact' or 'threshold', got {self.budget_mode!r}"
-            )
-        if self.compat not in ("paper", "repo"):
-            raise InputError(f"mustdrop: compat must be 'paper' or 'repo', got {self.compat!r}")
 
     def in_encoder(self) -> EncoderStage | None:
         """One merge behind the first layer; none if all is kept."""

@@ -21,7 +21,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.greedy import unit
 from mmtok.pruning.merging import Merge, merge_per_item
@@ -50,12 +49,7 @@ class PruMerge(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_flag("adaptive", "plus")
-        count = self.neighbours
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise InputError(f"prumerge: neighbours must be an int >= 0, got {count!r}")
-        if self.compat not in ("paper", "repo"):
-            raise InputError(f"prumerge: compat must be 'paper' or 'repo', got {self.compat!r}")
+        self.check_number("neighbours")
         if self.adaptive:  # an option decides what the class declares for other methods
             object.__setattr__(self, "budget", "threshold")
 

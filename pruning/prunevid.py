@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.cells import merge_group, still_and_moving
 from mmtok.pruning.dpc import density_flops, density_peaks
@@ -52,10 +51,8 @@ class PruneVid(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.segments, int | float) or not 0 < self.segments <= 1:
-            raise InputError(f"prunevid: segments must be in (0, 1], got {self.segments!r}")
-        if not isinstance(self.threshold, int | float) or not -1 <= self.threshold <= 1:
-            raise InputError(f"prunevid: threshold must be in [-1, 1], got {self.threshold!r}")
+        self.check_number("segments", 0, 1, above=True)
+        self.check_number("threshold", -1, 1)
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Segment, merge over time, merge in space."""

@@ -74,23 +74,17 @@ class SentenceKV(CacheReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_count(1, window=self.window)
+        self.check_number("window", 1)
         self.check_protected(window=self.window)
-        self.check_count(start=self.start, recent=self.recent, threshold=self.threshold)
+        for name in ("start", "recent", "threshold"):
+            self.check_number(name)
         check_kernel(self.name, self.kernel)
         share = isinstance(self.read, float) and 0 < self.read <= 1
-        if not share and (not isinstance(self.read, int) or self.read < 1):
+        if not share and (isinstance(self.read, float) or self.read < 1):
             raise InputError(
                 "sentencekv: read must be a number of entries (an int >= 1) or a share of the "
                 f"stored ones (a float in (0, 1]), got {self.read!r}"
             )
-        if self.pooling not in ("avg", "max"):
-            raise InputError(f"sentencekv: pooling must be 'avg' or 'max', got {self.pooling!r}")
-        if self.compat not in ("paper", "repo"):
-            raise InputError(f"sentencekv: compat must be 'paper' or 'repo', got {self.compat!r}")
-        marks = self.punctuation
-        if not isinstance(marks, list | tuple) or not all(type(mark) is int for mark in marks):
-            raise InputError(f"sentencekv: punctuation must be token ids, got {self.punctuation!r}")
 
     def protected(self) -> tuple[int, int]:
         """The window."""

@@ -36,7 +36,7 @@ class SnapKV(CacheReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_count(1, window=self.window)
+        self.check_number("window", 1)
         self.check_protected(window=self.window)
         check_kernel(self.name, self.kernel)
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.decoder import (
     DecoderPrompt,
@@ -51,8 +50,7 @@ class SparseVLM(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.recycle, int | float) or not 0 <= self.recycle < 1:
-            raise InputError(f"sparsevlm: recycle must be in [0, 1), got {self.recycle!r}")
+        self.check_number("recycle", 0, 1, below=True)
 
     def in_decoder(self, layers: int) -> list[DecoderStage]:
         """One stage per layer; none if all is kept.

@@ -18,7 +18,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer, per_item, seeded
 from mmtok.pruning.decoder import DecoderPrompt, DecoderStage, Reads, keeping
 from mmtok.pruning.greedy import greedy_diverse, greedy_flops
@@ -45,10 +44,7 @@ class ToDRE(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rule not in ("kcenter", "maxsum"):
-            raise InputError(f"todre: rule must be 'kcenter' or 'maxsum', got {self.rule!r}")
-        if not isinstance(self.tau, int | float) or not 0 <= self.tau <= 1:
-            raise InputError(f"todre: tau must be a number in [0, 1], got {self.tau!r}")
+        self.check_number("tau", 0, 1)
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Stage 1: greedy choice from the pivot on."""

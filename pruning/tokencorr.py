@@ -26,7 +26,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.frames import split_frames
 from mmtok.pruning.greedy import unit
@@ -56,11 +55,8 @@ class TokenCorr(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_flag("adaptive")
-        for name, low in {"similarity": -1, "repeats": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not low <= value <= 1:
-                raise InputError(f"tokencorr: {name} must be a number in [{low}, 1], got {value!r}")
+        self.check_number("similarity", -1, 1)
+        self.check_number("repeats", 0, 1)
         if self.adaptive:  # an option decides what the class declares for other methods
             object.__setattr__(self, "budget", "threshold")
 

@@ -46,9 +46,7 @@ class ToMe(Reducer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_number("inflect", -1, 1)
-        self.check_flag("proportional")
-        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 2:
-            raise InputError(f"tome: every must be an int >= 2, got {self.every!r}")
+        self.check_number("every", 2)
 
     def in_encoder(self) -> EncoderStage | None:
         """A merge in each layer; none if all is kept."""

@@ -47,13 +47,11 @@ class VisionZip(Reducer):
     def __post_init__(self) -> None:
         super().__post_init__()
         share = isinstance(self.contextual, float) and 0 <= self.contextual < 1
-        if not share and (not isinstance(self.contextual, int) or self.contextual < 0):
+        if not share and (isinstance(self.contextual, float) or self.contextual < 0):
             raise InputError(
                 "visionzip: contextual must be an int >= 0 or a float in [0, 1), "
                 f"got {self.contextual!r}"
             )
-        if self.compat not in ("paper", "repo"):
-            raise InputError(f"visionzip: compat must be 'paper' or 'repo', got {self.compat!r}")
 
     def split(self, k: int) -> tuple[int, int]:
         """How many of k tokens are dominant, and how many contextual."""

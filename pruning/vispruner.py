@@ -20,7 +20,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer, per_item
 from mmtok.pruning.greedy import unit
 from mmtok.pruning.rank import top
@@ -46,10 +45,7 @@ class VisPruner(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.important, int | float) or not 0 <= self.important <= 1:
-            raise InputError(
-                f"vispruner: important must be a number in [0, 1], got {self.important!r}"
-            )
+        self.check_number("important", 0, 1)
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Top attention first, then thin out the others."""

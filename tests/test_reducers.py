@@ -163,7 +163,7 @@ def test_the_canonical_spec_builds_the_same_object(spec: str) -> None:
         ("prumerge(compat='x')", "compat must be"),
         ("quota(compress='x')", "compress must be"),
         ("quota(scorer='clip')", "scorer must be"),
-        ("quota(scorer=[0.1, 1e999])", "scores must be"),
+        ("quota(scorer=[0.1, 1e999])", "scorer must be"),
         ("quota(scorer=[])", "scores must be"),
         ("tokencorr(adaptive=1)", "adaptive must be"),
         ("tokencorr(repeats=2)", "repeats must be"),

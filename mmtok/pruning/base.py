@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
+from mmtok.pruning.options import check_types, expected
 from mmtok.tokens import Query, Selection, VisualTokens
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Reducer:
             not even asked.
 
     Raises:
-        InputError: keep is neither, or a seed is no int.
+        InputError: keep is neither, or an option is not of the type its field is annotated with.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -64,9 +65,7 @@ class Reducer:
                 f"{self.name}: keep must be a number of tokens (an int >= 1) or a share of them "
                 f"(a float in (0, 1]), got {keep!r}"
             )
-        seed = getattr(self, "seed", 0)
-        if not isinstance(seed, int):
-            raise InputError(f"{self.name}: seed must be an int, got {seed!r}")
+        check_types(self.name, self)
 
     @property
     def name(self) -> str:
@@ -85,25 +84,25 @@ class Reducer:
         return isinstance(self.keep, float) and self.keep == 1
 
     def check_number(
-        self, name: str, low: float = 0, high: float = math.inf, *, above: bool = False
+        self,
+        name: str,
+        low: float = 0,
+        high: float = math.inf,
+        *,
+        above: bool = False,
+        below: bool = False,
     ) -> None:
-        """InputError unless an option is a finite number in [low, high]; `above` leaves low out."""
+        """InputError unless an option is in [low, high], or None; `above` leaves low out, `below`
+        leaves high out.
+        """
         value = getattr(self, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        inside = number and low <= value <= high and abs(value) < math.inf
-        if not inside or (above and value == low):
+        inside = value is None or low <= value <= high
+        if not inside or (above and value == low) or (below and value == high):
             least = f"{'>' if above else '>='} {low:g}"
-            most = f" and <= {high:g}" if high < math.inf else ""
+            most = f" and {'<' if below else '<='} {high:g}" if high < math.inf else ""
             raise InputError(
-                f"{self.name}: {name} must be a finite number {least}{most}, got {value!r}"
+                f"{self.name}: {name} must be {expected(self, name)} {least}{most}, got {value!r}"
             )
-
-    def check_flag(self, *names: str) -> None:
-        """InputError unless these options are booleans."""
-        for name in names:
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise InputError(f"{self.name}: {name} must be True or False, got {value!r}")
 
     def keep_count(self, n: int) -> int:
         """How many of n tokens survive: the share rounded half up, at least 1 and at most n."""

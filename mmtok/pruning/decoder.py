@@ -121,16 +121,12 @@ def stage_layers(
         for share in shares:
             layers.append(max(math.floor(share * depth + 0.5), layers[-1] + 1))
         return [layer for layer in layers[1:] if layer < depth]
-    layers = [x for x in given if type(x) is int and 0 < x < depth] if _listed(given) else []
+    layers = [x for x in given if 0 < x < depth]
     if not layers or layers != sorted(set(layers)) or len(layers) != len(given):
         raise InputError(
             f"{name}: layers must ascend within 1 to {depth - 1} in this decoder, got {given!r}"
         )
     return layers
-
-
-def _listed(given: object) -> bool:
-    return isinstance(given, tuple | list)
 
 
 def staged(

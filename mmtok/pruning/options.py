@@ -1,0 +1,82 @@
+"""What an option of a method may be: its annotation says the type, once, for every method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from mmtok.errors import InputError
+
+PLAIN = {
+    bool: "True or False",
+    int: "an int",
+    float: "a finite number",
+    str: "a string",
+    NoneType: "None",
+}
+
+
+def check_types(name: str, options: Any) -> None:
+    """Compare the fields of a dataclass object with their annotations.
+
+    True and False are no numbers, an int is a float, a list is a tuple, and a float is finite.
+
+    Args:
+        name: what to call the object in the message.
+        options: the object.
+
+    Raises:
+        InputError: a value is of another type.
+    """
+    for field, hint in _hints(type(options)).items():
+        value = getattr(options, field)
+        if not fits(value, hint):
+            raise InputError(f"{name}: {field} must be {wording(hint)}, got {value!r}")
+
+
+def expected(options: Any, field: str) -> str:
+    """What a field's annotation allows, in words."""
+    return wording(_hints(type(options)).get(field, float))
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    try:
+        hints = get_type_hints(kind)
+    except NameError:  # another package's class may name types that only its type checker imports
+        return {}
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value is what an annotation says."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in arguments)
+    if origin is Literal:
+        return any(type(value) is type(known) and value == known for known in arguments)
+    if origin in (tuple, Sequence):
+        return isinstance(value, list | tuple) and all(fits(x, arguments[0]) for x in value)
+    if origin is Callable:
+        return callable(value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return hint is Any or isinstance(value, origin or hint)
+
+
+def wording(hint: Any) -> str:
+    """What an annotation allows, in words."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(wording(part) for part in arguments)
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin in (tuple, Sequence):
+        return f"a list, each {wording(arguments[0])}"
+    if origin is Callable:
+        return "a function"
+    return PLAIN[hint] if hint in PLAIN else str(hint)
