@@ -31,7 +31,8 @@ class VisualTokens:
         size: (B, N) int64 patches that share the feature; None if nothing merges there.
         overview: (B, N) bool, True at the low-resolution overview of an AnyRes image, or None.
         item_ids: B stable names of the items: a seeded method draws from (seed, item id), so a
-            batch gives what its items give one by one. Default: "0" for every item.
+            batch gives what its items give one by one. From a model they follow from an item's
+            pixels and its place in its prompt. Default: "0" for every item.
 
     Raises:
         InputError: shapes disagree, or a feature, attention or key of a valid token is NaN or

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmtok.io.overlay import overlay
 from mmtok.io.sheet import arrange
-from mmtok.models.encoder_seam import PIXELS
+from mmtok.models.pixels import PIXELS
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -72,6 +72,8 @@ class MustDrop(Reducer):
         self.check_number("key_share", 0, 1)
         self.check_number("global_share", above=True)
         self.check_number("single", above=True)
+        if self.budget_mode == "threshold":
+            self.let_content_decide()
 
     def in_encoder(self) -> EncoderStage | None:
         """One merge behind the first layer; none if all is kept."""

@@ -50,8 +50,8 @@ class PruMerge(Reducer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_number("neighbours")
-        if self.adaptive:  # an option decides what the class declares for other methods
-            object.__setattr__(self, "budget", "threshold")
+        if self.adaptive:
+            self.let_content_decide()
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Select, then gather neighbours and the rest."""

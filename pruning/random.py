@@ -1,4 +1,8 @@
-"""A random subset: the baseline every method has to beat."""
+"""A random subset: the baseline every method has to beat.
+
+Each picture has a draw of its own, which follows from the seed, its pixels and its place among the
+pictures of its prompt: the same alone, in any batch and in any run, another for another picture.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ class Random(Reducer):
     """Keep k tokens drawn uniformly.
 
     Attributes:
-        seed: the draw depends on (seed, item id) alone, not on the batch.
+        seed: the draw depends on (seed, item id) alone, not on the batch; see `VisualTokens`.
     """
 
     seed: int = 0

@@ -57,8 +57,8 @@ class TokenCorr(Reducer):
         super().__post_init__()
         self.check_number("similarity", -1, 1)
         self.check_number("repeats", 0, 1)
-        if self.adaptive:  # an option decides what the class declares for other methods
-            object.__setattr__(self, "budget", "threshold")
+        if self.adaptive:
+            self.let_content_decide()
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """Measure the density of each crop, keep its share, merge the rest."""

@@ -20,12 +20,12 @@ from mmtok.accounting.scopes import Meter
 from mmtok.errors import InputError
 from mmtok.models.facts import known_of
 from mmtok.models.families import Family, Inputs, Layout
+from mmtok.models.pixels import PIXELS, names_of
 from mmtok.models.taps import LayerAttention, tap
 from mmtok.models.tower_seam import TowerSeam, open_tower
 from mmtok.pruning.stages import EncoderStage
 from mmtok.tokens import Selection, VisualTokens
 
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 TOWER_OPTION = "interpolate_pos_encoding"  # goes through the encoder's **kwargs to the tower
 
 
@@ -146,7 +146,7 @@ def _media(model: Any, family: Family, inputs: Inputs, kind: str, output: Any) -
         ),
         grid=torch.tensor([x.grid for x in layouts], device=placeholder.device),
         overview=_overview(layouts, counts, placeholder.device),
-        item_ids=_ordinals(kind, places, inputs["input_ids"].shape[1]),
+        item_ids=names_of(kind, family, places, inputs, layouts),
     )
     return Media(
         kind=kind,
@@ -182,17 +182,6 @@ def _overview(layouts: list[Layout], counts: list[int], device: torch.device) ->
         return None
     rows = [torch.arange(n) < x.overview for x, n in zip(layouts, counts, strict=True)]
     return pad_sequence(rows, batch_first=True).to(device)
-
-
-def _ordinals(kind: str, places: Any, length: int) -> tuple[str, ...]:
-    """Name items by their order within their own prompt, so that a batch-mate changes nothing."""
-    seen: dict[int, int] = {}
-    names = []
-    for place in places:
-        row = int(place[0]) // length
-        seen[row] = seen.get(row, -1) + 1
-        names.append(f"{kind}{seen[row]}")
-    return tuple(names)
 
 
 def hand_back(family: Family, media: Media) -> Any:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
-from mmtok.models.encoder_seam import PIXELS
 from mmtok.models.families import Inputs
+from mmtok.models.pixels import PIXELS
 from mmtok.models.reduction import Reduction
 from mmtok.models.refusals import refuse, refuse_filled, refuse_labels
 from mmtok.pruning import Reducer, build

@@ -12,7 +12,6 @@ from torch import Tensor
 from mmtok.models.cache_calls import check_cache
 from mmtok.models.continuing import Shortened
 from mmtok.models.encoder_seam import (
-    PIXELS,
     TOWER_OPTION,
     Media,
     compact,
@@ -24,6 +23,7 @@ from mmtok.models.encoder_seam import (
 )
 from mmtok.models.families import Inputs, family_of
 from mmtok.models.logit_seam import Contrast
+from mmtok.models.pixels import PIXELS
 from mmtok.models.seams import Seams
 from mmtok.pruning.base import Reducer, overrides
 from mmtok.pruning.cache import Prompt

@@ -104,6 +104,10 @@ class Reducer:
                 f"{self.name}: {name} must be {expected(self, name)} {least}{most}, got {value!r}"
             )
 
+    def let_content_decide(self) -> None:
+        """Declare `budget = "threshold"` where an option of this object turns the exact one off."""
+        object.__setattr__(self, "budget", "threshold")
+
     def keep_count(self, n: int) -> int:
         """How many of n tokens survive: the share rounded half up, at least 1 and at most n."""
         k = math.floor(self.keep * n + 0.5) if isinstance(self.keep, float) else self.keep
