@@ -8,19 +8,21 @@ The scores: `scorer="query"`, cheap, compares the mean of a frame with the text 
 cosine, brought to [1/2, 1] over the frames of the clip (our choice: the least alike gets a quarter
 of what the most alike gets). The authors ask a second vision-language
 model about every frame; `mmtok.pruning.scorers` does that with any model, or with CLIP, and its
-scores are given as `scorer=[0.9, 0.1, ...]`.
+scores are given as `scorer=[0.9, 0.1, ...]`. A function may score too; what it costs is not in the
+ledger.
 
 Deviations: the released capping loses or overshoots part of the budget; here it is shared out by
 exact water-filling and largest remainder. Blocks are pooled as in `pool`, so the count is exact,
-where the authors round a frame's share down to s x s or (s + 1) x s; bilinear resizing, which can
-make more tokens than there were, and the merging variants, which do not run, are not built.
-A minimum of tokens for every frame is not built either: a frame of low score may vanish.
+where the authors round a frame's share down to s x s or (s + 1) x s. `compat="repo"` does both as
+they do, up to `keep` tokens in all and, with bilinear resizing, up to the size of a frame, where
+theirs may make more tokens than there were. Their merging variants do not run and are not built.
 Newline tokens count as tokens and leave first. The tiles and views of a still are its frames.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -29,11 +31,21 @@ from torch import Tensor
 
 from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer
-from mmtok.pruning.blocks import View, newlines_too, pool_views, split_views
+from mmtok.pruning.blocks import (
+    View,
+    merge_views,
+    newlines_too,
+    pool_views,
+    pooled,
+    resized,
+    split_views,
+)
 from mmtok.pruning.greedy import unit
 from mmtok.pruning.merging import Merge, merge_per_item, slots_of_their_own
-from mmtok.pruning.rank import apportion
+from mmtok.pruning.rank import apportion, with_least
 from mmtok.tokens import Query, Selection, VisualTokens
+
+Scorer = Callable[[list[Tensor], Tensor], Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +53,35 @@ class QuoTA(Reducer):
     """Share the budget out among frames by their scores, then compress each frame.
 
     Attributes:
-        scorer: "query", or the scores of the frames of every clip, numbers in [0, 1].
-        compress: "pool" frames into blocks, or take an "index" subset of their tokens.
+        scorer: "query", or the scores of the frames of every clip, numbers in [0, 1], or a function
+            of the frames' tokens, a list of (n, D), and of the text's embeddings (T, D), that gives
+            them; without a text it gets none, (0, D).
+        compress: "pool" frames into blocks, or take an "index" subset of their tokens; "bilinear"
+            resizing goes with compat="repo".
+        least: tokens that every frame keeps whatever its score, as far as the budget goes.
+        compat: "repo" for the authors' shares and sizes, `keep` being the most.
     """
 
     wants: ClassVar[frozenset[str]] = frozenset({"query"})
 
     keep: int | float = 0.25
-    scorer: Literal["query"] | tuple[float, ...] = "query"
-    compress: Literal["pool", "index"] = "pool"
+    scorer: Literal["query"] | tuple[float, ...] | Scorer = "query"
+    compress: Literal["pool", "index", "bilinear"] = "pool"
+    least: int = 0
+    compat: Literal["paper", "repo"] = "paper"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.compress not in ("pool", "index"):
-            raise InputError(f"quota: compress must be 'pool' or 'index', got {self.compress!r}")
+        self.check_number("least")
         if isinstance(self.scorer, list | tuple):
-            object.__setattr__(self, "scorer", _checked(self.scorer))
-        elif self.scorer != "query":
+            object.__setattr__(self, "scorer", tuple(_checked(self.scorer)))
+        if self.compat == "repo":
+            self.let_content_decide()
+        if (self.compress == "bilinear" and self.compat == "paper") or (
+            self.least and self.compat == "repo"
+        ):
             raise InputError(
-                f"quota: scorer must be 'query' or a list of scores in [0, 1], got {self.scorer!r}"
+                "quota: compress='bilinear' goes with compat='repo', and least goes without it"
             )
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
@@ -69,30 +91,52 @@ class QuoTA(Reducer):
 
         def choose(item: int, valid: Tensor, k: int) -> Merge:
             views, newline = split_views(tokens, item, valid)
-            if query is not None and self.scorer == "query":
-                x = tokens.features[item, valid]
-                text = query.embeddings[item, query.mask[item]].to(x)
-                scores = query_scores(x, text, views)
-            else:
-                scores = self._given(len(views))
+            x = tokens.features[item, valid]
+            text = x[:0] if query is None else query.embeddings[item, query.mask[item]].to(x)
+            scores = self._scores(x, text, views)
             sizes = [len(view.places) for view in views]
             in_picture = min(k, sum(sizes))
-            quotas = apportion([score**2 for score in scores], sizes, in_picture)
-            if self.compress == "pool":
-                merge = pool_views(views, quotas)
+            weights = [score**2 for score in scores]
+            if self.compat == "repo":
+                quotas = released_quotas(
+                    weights, sizes, in_picture, capped=self.compress != "bilinear"
+                )
             else:
-                merge = slots_of_their_own(sample(views, quotas))
-            return newlines_too(merge, newline, k - in_picture)
+                quotas = with_least(weights, sizes, in_picture, self.least)
+            return newlines_too(self._compress(views, quotas), newline, k - in_picture)
 
         return merge_per_item(tokens, self.keep_count, choose)
 
-    def _given(self, frames: int) -> list[float]:
-        if len(self.scorer) != frames:
+    def _compress(self, views: list[View], quotas: list[int]) -> Merge:
+        if self.compress == "index":
+            return slots_of_their_own(sample(views, quotas))
+        if self.compat == "paper":
+            return pool_views(views, quotas)
+        parts = []
+        for view, quota in zip(views, quotas, strict=True):
+            rows, columns = released_shape(view, quota)
+            if self.compress == "bilinear":
+                parts.append(resized(view.h, view.w, rows, columns))
+            else:
+                parts.append(pooled(view.h, view.w, [columns] * rows))
+        return merge_views(views, parts)
+
+    def _scores(self, x: Tensor, text: Tensor, views: list[View]) -> list[float]:
+        if self.scorer == "query":
+            return query_scores(x, text, views)
+        if callable(self.scorer):
+            return self._given(
+                _checked(self.scorer([x[view.places] for view in views], text)), views
+            )
+        return self._given(self.scorer, views)
+
+    def _given(self, scores: Sequence[float], views: list[View]) -> list[float]:
+        if len(scores) != len(views):
             raise InputError(
-                f"quota: scorer gives {len(self.scorer)} scores for a clip of {frames} frames; "
+                f"quota: scorer gives {len(scores)} scores for a clip of {len(views)} frames; "
                 "expected one per frame that the encoder hands over"
             )
-        return [float(score) for score in self.scorer]
+        return list(scores)
 
     def select_flops(self, n: int, width: int, *, key_width: int = 0, text: int = 0) -> int:
         """Tokens times the mean text; nothing where the scores are given."""
@@ -130,11 +174,54 @@ def sample(views: list[View], quotas: list[int]) -> Tensor:
     return torch.cat(places).sort().values
 
 
-def _checked(scores: list[float] | tuple[float, ...]) -> tuple[float, ...]:
-    good = [
-        isinstance(score, int | float) and math.isfinite(score) and 0 <= score <= 1
-        for score in scores
+def released_quotas(
+    weights: Sequence[float], sizes: Sequence[int], total: int, *, capped: bool
+) -> list[int]:
+    """Tokens of each frame as the authors' code shares them out, but at most `total` in all.
+
+    Args:
+        weights: not negative; if all are 0 they count as equal.
+        sizes: tokens of each frame, the most it keeps.
+        total: the budget.
+        capped: whether what exceeds a frame's size goes to the others. In one pass from the first
+            frame to the last, which may lose some or hand some out twice.
+    """
+    weights = list(weights) if sum(weights) > 0 else [1.0] * len(weights)
+    shares = [weight / sum(weights) for weight in weights]
+    if capped:
+        shares = capped_in_one_pass(shares, [size / total for size in sizes])
+    # Ten digits: a share is a product, and 7.0 must not become 6.
+    quotas = [
+        min(math.floor(round(total * share, 10)), size)
+        for share, size in zip(shares, sizes, strict=True)
     ]
-    if not scores or not all(good):
+    if not any(quotas):
+        return apportion(weights, sizes, 1)
+    return apportion(quotas, quotas, min(sum(quotas), total))
+
+
+def capped_in_one_pass(shares: Sequence[float], caps: Sequence[float]) -> list[float]:
+    """Cut shares down to their caps, and hand the excess out as the authors' code does."""
+    excess = sum(max(share - cap, 0) for share, cap in zip(shares, caps, strict=True))
+    out = [min(share, cap) for share, cap in zip(shares, caps, strict=True)]
+    total = sum(out)
+    for i, cap in enumerate(caps):
+        if out[i] < cap:
+            out[i] += out[i] / total * excess
+            excess += max(out[i] - cap, 0)
+            out[i] = min(out[i], cap)
+    return out
+
+
+def released_shape(view: View, quota: int) -> tuple[int, int]:
+    """Rows and columns that the authors compress a frame to: s x s or (s + 1) x s."""
+    side = math.isqrt(quota)
+    rows = side + 1 if (side + 1) * side <= quota else side
+    return min(rows, view.h), min(side, view.w)
+
+
+def _checked(scores: Sequence[float]) -> list[float]:
+    scores = [float(score) for score in scores]
+    if not scores or not all(0 <= score <= 1 for score in scores):
         raise InputError(f"quota: scores must be finite numbers in [0, 1], got {scores!r}")
-    return tuple(float(score) for score in scores)
+    return scores

@@ -96,7 +96,14 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     ),
     "prunevid": (["prunevid(keep={keep})"], frozenset()),
     "pyramiddrop": (["pyramiddrop(keep={keep})"], SHALLOW),
-    "quota": (["quota(keep={keep})", "quota(keep={keep}, compress='index')"], frozenset()),
+    "quota": (
+        [
+            "quota(keep={keep})",
+            "quota(keep={keep}, compress='index', least=2)",
+            "quota(keep={keep}, compress='bilinear', compat='repo')",
+        ],
+        frozenset(),
+    ),
     "random": (["random(keep={keep})", "random(keep={keep}, seed=7)"], frozenset()),
     "sentencekv": (
         [

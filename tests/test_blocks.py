@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch
 from mmtok import InputError
 from mmtok.models.families import cells
 from mmtok.pruning import FPS, Grid, Pool, QuoTA, VisualTokens, build
-from mmtok.pruning.blocks import columns_per_band, pooled
+from mmtok.pruning.blocks import columns_per_band, pooled, resized
+from mmtok.pruning.rank import apportion, with_least
 from tests.test_image_methods import anyres, query
 from tests.test_methods import SEEDS, best, cosine, mean, rows
 
@@ -97,6 +99,67 @@ def test_quota_scores_frames_by_their_mean(seed: int) -> None:
         assert (got.indices[0] // 12).bincount(minlength=4).tolist() == quota
     want = [12 * t + j * 11 // max(q - 1, 1) for t, q in enumerate(quota) for j in range(q)]
     assert got.indices[0].tolist() == want
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_quota_minimum_is_exact_water_filling(seed: int) -> None:
+    """Every count is lambda times the weight, between the minimum and the size, up to rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = (torch.rand(7, generator=generator) ** 3).tolist()
+    caps = torch.randint(1, 12, (7,), generator=generator).tolist()
+    for total in range(sum(caps) + 1):
+        assert with_least(weights, caps, total, 0) == apportion(weights, caps, total)
+        for least in range(1, 5):
+            got = with_least(weights, caps, total, least)
+            low = [min(least, total // 7, cap) for cap in caps]
+            below, above = 0.0, 1e9
+            for _ in range(200):  # halve the range of lambda
+                level = (below + above) / 2
+                wanted = [
+                    min(max(level * w, a), b) for w, a, b in zip(weights, low, caps, strict=True)
+                ]
+                below, above = (level, above) if sum(wanted) < total else (below, level)
+            assert sum(got) == total
+            assert max(abs(n - v) for n, v in zip(got, wanted, strict=True)) <= 1 + 1e-6
+
+
+def test_bilinear_resizing_is_that_of_torch() -> None:
+    x = torch.randn(1, 5, 6, 9, generator=torch.Generator().manual_seed(0))
+    for h in range(1, 7):
+        for w in range(1, 10):
+            centre, (source, slot, weight) = resized(6, 9, h, w)
+            assert (centre[1:] > centre[:-1]).all()
+            flat = torch.zeros(h * w, 5)
+            got = flat.index_add_(0, slot, x[0].flatten(1).T[source] * weight[:, None])
+            want = torch.nn.functional.interpolate(x, (h, w), mode="bilinear")
+            torch.testing.assert_close(got, want[0].flatten(1).T)
+
+
+def test_quota_takes_a_function_and_a_minimum() -> None:
+    x = torch.randn(1, 48, 4)
+    tokens = VisualTokens(features=x, position=cells(4, 3, 4)[None], grid=torch.tensor([[4, 3, 4]]))
+
+    def second(frames: list[torch.Tensor], text: torch.Tensor) -> list[float]:
+        assert [tuple(f.shape) for f in frames] == [(12, 4)] * 4
+        assert torch.equal(frames[1], x[0, 12:24])
+        return [0.0, 1.0, 0.0, float(len(text) == 0)]
+
+    def counts(**options: Any) -> list[int]:
+        return (
+            (QuoTA(scorer=second, **options).select(tokens, query(0, width=4)).indices[0] // 12)
+            .bincount(minlength=4)
+            .tolist()
+        )
+
+    assert counts(keep=10) == [0, 10, 0, 0]
+    assert counts(keep=10, least=2) == [2, 4, 2, 2]
+    assert counts(keep=10, least=99) == [2, 4, 2, 2]
+    assert counts(keep=10, compat="repo") == [0, 9, 0, 0]  # 3 x 3
+    with pytest.raises(InputError, match="scores must be finite numbers"):
+        QuoTA(keep=9, scorer=lambda frames, text: [2.0] * 4).select(tokens)
+    for options in ({"compress": "bilinear"}, {"least": 1, "compat": "repo"}):
+        with pytest.raises(InputError, match="goes with compat='repo'"):
+            QuoTA(**options)
 
 
 def test_quota_takes_given_scores() -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mmtok.pruning.frames import split_frames
-from mmtok.pruning.merging import Merge
+from mmtok.pruning.merging import Merge, slots_of_their_own
+from mmtok.pruning.rank import evenly
 from mmtok.tokens import VisualTokens
 
 
@@ -86,7 +87,7 @@ def pooled(h: int, w: int, columns: list[int]) -> Merge:
     Args:
         h: rows of the grid.
         w: columns of the grid.
-        columns: blocks in each band, at most w; at most h bands.
+        columns: blocks in each band, at most w, all 0 for none; at most h bands.
     """
     centres: list[int] = []
     source: list[int] = []
@@ -99,9 +100,9 @@ def pooled(h: int, w: int, columns: list[int]) -> Merge:
             source += cells
             slot += [len(centres)] * len(cells)
             centres.append(middle * w + centre)
-    slots = torch.tensor(slot)
+    slots, centre, cell = (torch.tensor(x, dtype=torch.int64) for x in (slot, centres, source))
     weight = (1 / torch.bincount(slots).float())[slots]
-    return torch.tensor(centres), (torch.tensor(source), slots, weight)
+    return centre, (cell, slots, weight)
 
 
 def _parts(n: int, parts: int) -> list[tuple[int, int, int]]:
@@ -112,6 +113,54 @@ def _parts(n: int, parts: int) -> list[tuple[int, int, int]]:
     ]
 
 
+def resized(h: int, w: int, rows: int, columns: int) -> Merge:
+    """Bilinear resizing of an h x w grid to one no larger, corners not aligned.
+
+    Args:
+        h: rows of the grid.
+        w: columns of the grid.
+        rows: of the result, at most h.
+        columns: of the result, at most w.
+    """
+    (top, bottom, down), (left, right, along) = _between(h, rows), _between(w, columns)
+    corners = [
+        (y[:, None] * w + x, v[:, None] * u)
+        for y, v in ((top, 1 - down), (bottom, down))
+        for x, u in ((left, 1 - along), (right, along))
+    ]
+    centre = evenly(h, rows)[:, None] * w + evenly(w, columns)
+    slot = torch.arange(rows * columns).repeat(len(corners))
+    source = torch.cat([place.flatten() for place, _ in corners])
+    return centre.flatten(), (source, slot, torch.cat([share.flatten() for _, share in corners]))
+
+
+def _between(n: int, parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cells before and behind the middle of each of `parts` stretches, and the second's share."""
+    middle = ((torch.arange(parts) + 0.5) * n / parts - 0.5).clamp_min(0)
+    first = middle.floor().long()
+    return first, (first + 1).clamp_max(n - 1), middle - first
+
+
+def merge_views(views: list[View], parts: list[Merge]) -> Merge:
+    """The merges within views as one of the item they are of.
+
+    Args:
+        views: of one item.
+        parts: a merge among the cells of each, which may leave none.
+    """
+    kept, sources, slots, weights, first = [], [], [], [], 0
+    for view, (centre, (source, slot, weight)) in zip(views, parts, strict=True):
+        device = view.places.device
+        kept.append(view.places[centre.to(device)])
+        sources.append(view.places[source.to(device)])
+        slots.append(slot.to(device) + first)
+        weights.append(weight.to(device))
+        first += len(centre)
+    place, order = torch.cat(kept).sort()
+    slot = order.argsort()[torch.cat(slots)]
+    return place, (torch.cat(sources), slot, torch.cat(weights))
+
+
 def pool_views(views: list[View], quotas: list[int]) -> Merge:
     """Pool each view into as many blocks as its quota; a view without any is dropped.
 
@@ -119,21 +168,13 @@ def pool_views(views: list[View], quotas: list[int]) -> Merge:
         views: of one item.
         quotas: blocks of each, at most its cells.
     """
-    kept, sources, slots, weights, first = [], [], [], [], 0
-    for view, quota in zip(views, quotas, strict=True):
-        if quota:
-            centre, (source, slot, weight) = pooled(
-                view.h, view.w, columns_per_band(view.h, view.w, quota)
-            )
-            device = view.places.device
-            kept.append(view.places[centre.to(device)])
-            sources.append(view.places[source.to(device)])
-            slots.append(slot.to(device) + first)
-            weights.append(weight.to(device))
-            first += quota
-    place, order = torch.cat(kept).sort()
-    slot = order.argsort()[torch.cat(slots)]
-    return place, (torch.cat(sources), slot, torch.cat(weights))
+    parts = [
+        pooled(view.h, view.w, columns_per_band(view.h, view.w, quota))
+        if quota
+        else slots_of_their_own(torch.arange(0))
+        for view, quota in zip(views, quotas, strict=True)
+    ]
+    return merge_views(views, parts)
 
 
 def newlines_too(merge: Merge, newline: Tensor, k: int) -> Merge:

@@ -57,3 +57,27 @@ def apportion(
         for i in room:
             given[i] += whole[i] + (i in extra)
     return given
+
+
+def with_least(weights: Sequence[float], caps: Sequence[int], total: int, least: int) -> list[int]:
+    """`apportion`, where nobody gets less than `least`, or than its cap if that is below.
+
+    Args:
+        weights: not negative.
+        caps: the most each can take.
+        total: at most the sum of the caps.
+        least: lowered where the total does not hold so much for each.
+    """
+    low = [min(least, total // max(len(caps), 1), cap) for cap in caps]
+    given = list(low)
+    free = list(range(len(caps)))
+    while free:
+        left = total - sum(low[i] for i in range(len(caps)) if i not in free)
+        shares = apportion([weights[i] for i in free], [caps[i] for i in free], left)
+        for i, share in zip(free, shares, strict=True):
+            given[i] = max(share, low[i])
+        enough = [i for i, share in zip(free, shares, strict=True) if share >= low[i]]
+        if enough == free:
+            break
+        free = enough
+    return given
