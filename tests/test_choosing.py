@@ -9,6 +9,7 @@ from mmtok.pruning.coverage import greedy_coverage
 from mmtok.pruning.greedy import greedy_diverse
 from mmtok.pruning.methods.vispruner import thin
 from mmtok.pruning.rank import apportion
+from mmtok.pruning.work import Work
 
 
 def test_isolated_start_without_the_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,16 +19,16 @@ def test_isolated_start_without_the_gram_matrix(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(greedy_diverse(x, 20, None), want)
 
 
-@pytest.mark.parametrize("listed", [1, 5])
+@pytest.mark.parametrize("listed", [1, 5, 20])
 def test_thinning_with_short_lists_of_neighbours(
     listed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no listed neighbour is left on the other side, all of them are looked at."""
     x = torch.randn(70, 7, generator=torch.Generator().manual_seed(1)).double()
     monkeypatch.setattr("mmtok.pruning.methods.vispruner.LISTED", 99)
-    want = thin(x, 10)
+    want = thin(x, 10, Work())
     monkeypatch.setattr("mmtok.pruning.methods.vispruner.LISTED", listed)
-    assert torch.equal(thin(x, 10), want)
+    assert torch.equal(thin(x, 10, Work()), want)
 
 
 def test_lazy_coverage_equals_recomputing_all_gains(monkeypatch: pytest.MonkeyPatch) -> None:
