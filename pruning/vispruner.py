@@ -8,7 +8,7 @@ round.
 
 Deviations: where the rest has an odd number, the even half has one more (the port fails there); no
 round drops more tokens than the even half has; attention is that of the tower's last layer.
-Cost: any two tokens may meet in some round, so the rule asks for N² similarities, one product of the
+Cost: any two tokens may meet in some round, so the rule asks for N² similarities, a product of the
 tokens with themselves, and not for N k. The nearest neighbours of every token are listed once, and
 again whenever half of the tokens has left; the (N - k)/8 rounds look only into the heads of these
 lists, and sort N/2 numbers, which makes N² log N small steps in all.

@@ -100,9 +100,9 @@ def pooled(h: int, w: int, columns: list[int]) -> Merge:
             source += cells
             slot += [len(centres)] * len(cells)
             centres.append(middle * w + centre)
-    slots, centre, cell = (torch.tensor(x, dtype=torch.int64) for x in (slot, centres, source))
+    place, cell, slots = (torch.tensor(x, dtype=torch.int64) for x in (centres, source, slot))
     weight = (1 / torch.bincount(slots).float())[slots]
-    return centre, (cell, slots, weight)
+    return place, (cell, slots, weight)
 
 
 def _parts(n: int, parts: int) -> list[tuple[int, int, int]]:
