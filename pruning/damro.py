@@ -8,6 +8,7 @@ times the largest one.
 
 As in the released code the attention is that of unsplit heads, a softmax over the products of whole
 queries and keys; `per_head=True` takes the mean over heads, as CLS attention elsewhere in mmtok.
+The same outliers are kept from other methods by `outliers`.
 
 Deviations: attention is that of the tower's last layer, as the paper has it, where the code reads
 the layer the model takes features from. Temperature, top-k and top-p act behind the contrast; the

@@ -4,7 +4,8 @@ Authors' repository: Theia-4869/FasterVLM. Attention is the mean over heads.
 
 Deviations: the attention is that of the tower's last layer, where the authors read the layer their
 model takes features from (the last but one in LLaVA). Where the model pools patches, a token gets
-the mean attention of its patches. Newline tokens have no patch and leave first.
+the mean attention of its patches. Newline tokens have no patch and leave first. Outliers of the
+tower are among the first: see `outliers`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from mmtok.pruning.base import Reducer, per_item
@@ -22,21 +22,11 @@ from mmtok.tokens import Query, Selection, VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class FasterVLM(Reducer):
-    """Keep the k tokens with the largest CLS attention.
-
-    Attributes:
-        outliers: so many of the largest are taken for artefacts of the tower (arXiv 2410.04514)
-            and come last; 0 as the authors have it.
-    """
+    """Keep the k tokens with the largest CLS attention."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"cls_attention"})
 
     keep: int | float = 0.25
-    outliers: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_number("outliers")
 
     def after_encoder(self, tokens: VisualTokens, query: Query | None) -> Selection:
         """A top-k, ties to the lower index."""
@@ -44,7 +34,6 @@ class FasterVLM(Reducer):
         assert attention is not None, "select() refuses tokens without it"
 
         def choose(item: int, valid: Tensor, k: int) -> Tensor:
-            ranked = top(attention[item, valid].float(), len(valid))
-            return torch.cat([ranked[self.outliers :], ranked[: self.outliers]])[:k]
+            return top(attention[item, valid].float(), k)
 
         return per_item(tokens, self.keep_count, choose)

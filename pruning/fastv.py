@@ -2,16 +2,17 @@
 
 Authors' repository: pkunlp-icler/FastV. What the last token attends to least in layer K - 1, mean
 over heads, does not enter layer K. As in the released code the last token alone asks; the paper's
-text averages the rows of all tokens. Survivors keep their positions.
+text averages the rows of all tokens (`rows="all"`). Survivors keep their positions.
 
 Deviations: the budget is one for each prompt, over all its images together, since their tokens
-compete in one row of attention; only that row is computed, so attention stays on SDPA. The layers
-before K hold the full prompt in their caches.
+compete in one row of attention. Only the rows that ask are computed, so attention stays on SDPA.
+The layers before K hold the full prompt in their caches.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -28,10 +29,12 @@ class FastV(Reducer):
 
     Attributes:
         layer: K, the first layer that runs without them.
+        rows: whose attention counts, that of the "last" token or the mean over "all" tokens.
     """
 
     keep: int | float = 0.5
     layer: int = 2
+    rows: Literal["last", "all"] = "last"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,4 +62,5 @@ class FastV(Reducer):
         k = self.keep_count(len(prompt.visual))
         if k == len(prompt.visual):
             return keeping(torch.arange(k, device=prompt.visual.device))
-        return keeping(top(prompt.rows(prompt.last)[0, prompt.visual], k))
+        row = prompt.received() if self.rows == "all" else prompt.rows(prompt.last)[0]
+        return keeping(top(row[prompt.visual], k))

@@ -27,8 +27,6 @@ from mmtok.pruning.decoder import DecoderPrompt, DecoderStage, Reads, keeping
 from mmtok.pruning.rank import top
 from mmtok.tokens import Selection
 
-ROWS = 256  # attention rows held at once
-
 
 @dataclass
 class _Progress:
@@ -101,7 +99,7 @@ class FrameFusion(Reducer):
             return everything
         if progress.doing == "prune" or len(progress.counts) == layers - 1:
             progress.doing = "nothing"
-            return keeping(top(received(prompt)[prompt.visual], k))
+            return keeping(top(prompt.received()[prompt.visual], k))
         order, likeness = frame_likeness(prompt.hidden[prompt.visual], prompt.cell)
         joins = likeness >= self.similarity
         count = int(joins.sum())
@@ -164,10 +162,3 @@ def merge_runs(order: Tensor, joins: Tensor, size: Tensor) -> Selection:
     slot = torch.searchsorted(index, head)[run]
     total = torch.zeros(len(index), device=size.device).index_add_(0, slot, size[order])
     return Selection(indices=[index], merge=[(order, slot, size[order] / total[slot])])
-
-
-def received(prompt: DecoderPrompt) -> Tensor:
-    """(S,) attention each token receives, mean over heads and over all tokens of the prompt."""
-    asking = torch.cat([prompt.visual, prompt.text])
-    blocks = [prompt.rows(block).sum(0) for block in torch.split(asking, ROWS)]
-    return torch.stack(blocks).sum(0) / len(asking)

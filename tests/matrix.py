@@ -58,11 +58,8 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
     ),
     "evs": (["evs(keep={keep})"], frozenset()),
     "expectedattention": (["expectedattention(keep={keep})"], frozenset()),
-    "fastervlm": (
-        ["fastervlm(keep={keep})", "fastervlm(keep={keep}, outliers=3)"],
-        WITHOUT_CLS,
-    ),
-    "fastv": (["fastv(keep={keep})"], frozenset()),
+    "fastervlm": (["fastervlm(keep={keep})"], WITHOUT_CLS),
+    "fastv": (["fastv(keep={keep})", "fastv(keep={keep}, rows='all')"], frozenset()),
     "fastvid": (["fastvid(keep={keep})"], frozenset()),
     "fps": (["fps(keep={keep})"], frozenset()),
     "framefusion": (
@@ -86,6 +83,7 @@ REDUCERS: dict[str, tuple[list[str], frozenset[str]]] = {
         ],
         POOLED | POOLED_CLIPS | WITHOUT_CLS,
     ),
+    "outliers": (["outliers", "outliers(count=3, per_head=True)"], WITHOUT_CLS),
     "pool": (["pool(keep={keep})"], frozenset()),
     "prumerge": (
         [

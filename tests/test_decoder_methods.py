@@ -13,7 +13,7 @@ from mmtok.models.taps import LayerAttention
 from mmtok.pruning import DART, FastV, FrameFusion, PyramidDrop, SparseVLM
 from mmtok.pruning.decoder import DecoderPrompt, stage_layers, tapered
 from mmtok.pruning.dpc import density_peaks
-from mmtok.pruning.methods.framefusion import received, tokens_to_keep
+from mmtok.pruning.methods.framefusion import tokens_to_keep
 from mmtok.pruning.methods.sparsevlm import split_budget
 from tests.test_methods import cosine, dot
 
@@ -68,6 +68,10 @@ def test_fastv(seed: int, last: int) -> None:
     assert stage.layer == 2
     want = best(row(seen, last)[START : START + 40], 12)
     assert stage.rule(seen).indices[0].tolist() == want
+    (stage,) = FastV(keep=0.3, rows="all").in_decoder(8)
+    asking = [*seen.visual.tolist(), *seen.text.tolist()]
+    total = [sum(column) for column in zip(*(row(seen, place) for place in asking), strict=True)]
+    assert stage.rule(seen).indices[0].tolist() == best(total[START : START + 40], 12)
 
 
 def test_fastv_plans_and_refuses() -> None:
@@ -227,7 +231,7 @@ def test_framefusion_goes_from_merging_to_pruning() -> None:
     stages = FrameFusion(keep=0.5, similarity=0.99).in_decoder(9)
     assert len(stages[0].rule(seen).indices[0]) == 40  # nothing alike: merging ends
     score = [sum(row(seen, j)[i] for j in range(60)) for i in range(6, 46)]
-    torch.testing.assert_close(received(seen)[6:46] * 60, torch.tensor(score))
+    torch.testing.assert_close(seen.received()[6:46] * 60, torch.tensor(score))
     got = stages[1].rule(seen).indices[0]
     assert got.tolist() == best(score, 20)
     seen.visual = seen.visual[got]

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmtok import InputError, Pipeline, plan, reduced
 from mmtok.accounting.analytic import kv_bytes
 from mmtok.models.lvlm import LVLM
-from mmtok.pruning import FasterVLM, VisualTokens
+from mmtok.pruning import FasterVLM, Outliers, VisualTokens
 from mmtok.pruning.methods.damro import DAMRO
 from mmtok.pruning.outliers import find_outliers
 from tests.conftest import batch, tiny_model
@@ -217,16 +217,30 @@ def test_outliers_of_split_and_unsplit_heads() -> None:
         find_outliers(VisualTokens(features=x), 0, 2)
 
 
-def test_fastervlm_can_put_outliers_last() -> None:
-    attention = torch.tensor([[0.1, 0.3, 0.15, 0.25, 0.2]])
-    tokens = VisualTokens(features=torch.zeros(1, 5, 2), cls_attention=attention)
-    for keep, outliers, want in [(2, 0, [1, 3]), (2, 2, [2, 4]), (4, 2, [0, 1, 2, 4])]:
-        spec = FasterVLM(keep=keep, outliers=outliers)
-        assert spec.select(tokens).indices[0].tolist() == want
-        last = find_outliers(tokens, 0, outliers, per_head=True).tolist()
-        assert outliers == 0 or keep > 3 or not set(last) & set(want)
-    with pytest.raises(InputError, match="outliers must be"):
-        FasterVLM(outliers=-1)
+def test_outliers_are_kept_from_the_method_that_follows() -> None:
+    attention = torch.tensor([[0.1, 0.3, 0.15, 0.25, 0.2], [0.2, 0.9, 0.9, 0.1, 9.0]])
+    tokens = VisualTokens(
+        features=torch.arange(20.0).view(2, 5, 2),
+        mask=torch.tensor([[True] * 5, [True] * 4 + [False]]),
+        cls_attention=attention,
+        cls_joint=attention.flip(1).masked_fill(attention.flip(1) > 1, 0),
+    )
+    kept = Outliers(count=2, per_head=True).select(tokens)
+    assert [i.tolist() for i in kept.indices] == [[0, 2, 4], [0, 3]]
+    left = tokens.gather(kept.indices)
+    behind = FasterVLM(keep=1).select(left)
+    assert [left.features[b, i].tolist() for b, i in enumerate(behind.indices)] == [
+        *([[8.0, 9.0]], [[10.0, 11.0]])
+    ]
+    assert Outliers(count=2).select(tokens).indices[0].tolist() == [0, 2, 4]
+    assert [len(i) for i in Outliers(count=99).select(tokens).indices] == [1, 1]
+    model, _ = tiny_model("llava")
+    with torch.no_grad(), reduced(model, ["outliers(count=3)", "fastervlm(keep=5)"]) as reduction:
+        model(**batch("llava", "image"))
+    assert [kept for _, _, kept in reduction.tokens] == [5, 5, 5]
+    for wrong in ({"count": -1}, {"keep": 0.5}):
+        with pytest.raises(InputError, match="outliers: "):
+            Outliers(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

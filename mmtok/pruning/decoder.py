@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # the first layer reads; activation: of the feed-forward network of the layer behind.
 Reads = Literal["attention", "own_attention", "embeddings", "activation"]
 
+BLOCK = 256  # rows of attention that are held at once where all are asked for
+
 
 @dataclass(kw_only=True)
 class DecoderPrompt:
@@ -66,6 +68,12 @@ class DecoderPrompt:
         if self.attention is None:
             raise ValueError("this stage does not declare that it reads attention")
         return self.attention.rows(self.item, index)
+
+    def received(self) -> Tensor:
+        """(S,) attention each token receives, mean over heads and over all tokens of the prompt."""
+        asking = torch.cat([self.visual, self.text])
+        blocks = [self.rows(block).sum(0) for block in torch.split(asking, BLOCK)]
+        return torch.stack(blocks).sum(0) / len(asking)
 
     @property
     def last(self) -> Tensor:
