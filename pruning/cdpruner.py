@@ -13,7 +13,7 @@ tokens, where the authors choose some twice. No N x N matrix is formed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from mmtok.errors import InputError
 from mmtok.pruning.base import Reducer, per_item
-from mmtok.pruning.determinant import determinant_flops, greedy_determinant
+from mmtok.pruning.determinant import by_gram, determinant_flops, greedy_determinant
 from mmtok.pruning.greedy import unit
+from mmtok.pruning.work import Work
 from mmtok.tokens import Query, Selection, VisualTokens
 
 EPS = 1e-6
@@ -52,12 +53,16 @@ class CDPruner(Reducer):
         """Greedy choice by volume."""
         assert query is not None, "select() refuses a missing query"
 
+        work = Work()
+
         def choose(item: int, valid: Tensor, k: int) -> Tensor:
             x = tokens.features[item, valid]
             text = query.embeddings[item, query.mask[item]].to(x)
+            work.flops += 2 * x.numel() * (len(text) > 0)
+            work.flops += determinant_flops(len(x), k, x.shape[1], gram=by_gram(x, k))
             return greedy_determinant(x, self.relevance(text, x), k)
 
-        return per_item(tokens, self.keep_count, choose)
+        return replace(per_item(tokens, self.keep_count, choose), flops=work.flops)
 
     def relevance(self, text: Tensor, x: Tensor) -> Tensor:
         """(N,) how much each token has to do with the text, above 0.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmtok.pruning.greedy import unit
+from mmtok.pruning.greedy import on_gpu, unit
 
 # Candidates whose gain is recomputed together.
 BLOCK = 64
@@ -25,6 +25,10 @@ def greedy_coverage(cover: Tensor, k: int) -> Tensor:
     Returns:
         (k,) int64 in the order of choice.
     """
+    if on_gpu(cover):
+        from mmtok.pruning.fused import covering
+
+        return covering(cover, k)
     covered = cover.new_zeros(cover.shape[1])
     bound = cover.new_full((len(cover),), torch.inf)
     chosen: list[int] = []

@@ -5,6 +5,7 @@ Cosine distance in fp32; a zero vector is at distance 1 from everything. Ties go
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -46,6 +47,11 @@ def greedy_diverse(
     score[first] = -torch.inf
     chosen = torch.empty(k, dtype=torch.int64, device=x.device)
     chosen[0] = first
+    if gram is not None and on_gpu(x):
+        from mmtok.pruning.fused import spread
+
+        spread(gram, score, chosen, total=rule == "maxsum")
+        return chosen
     for step in range(1, k):
         last = chosen[step - 1]
         distance = 1 - (gram[last] if gram is not None else x @ x[last])
@@ -53,6 +59,11 @@ def greedy_diverse(
         chosen[step] = score.argmax()
         score[chosen[step]] = -torch.inf
     return chosen
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether greedy loops over this tensor run as the kernels of `mmtok.pruning.fused`."""
+    return x.is_cuda and find_spec("triton") is not None
 
 
 def isolated(x: Tensor, gram: Tensor | None = None) -> int:
