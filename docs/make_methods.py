@@ -13,7 +13,7 @@ HEAD = """# Methods
 
 Each is written as a spec: `name` or `name(argument=value, ...)`. All take `keep`, a number of
 tokens or a share of them. Several apply in the order given; what acts on the
-picture comes first. Arguments and their meaning stand in
+picture comes first: `["outliers(count=10)", "fastervlm(keep=64)"]`. Arguments and their meaning stand in
 each method's file in `pruning/`, together with where it deviates from its paper.
 
 | spec | what it does | paper |
@@ -28,6 +28,8 @@ TAIL = """
 | TopV, arXiv 2503.18278 | its transport cost and the use of the plan are not published in full |
 | SparseVLM's second version | it divides by a Gram matrix whose axes we could not settle |
 | PruneVid inside the decoder | the rule of its selection could not be established |
+| An ink baseline beside `tokencorr` | a patch's pixel variance, which tokens do not carry |
+| A question term in `tokencorr` | reviewers asked for one; no formula exists |
 | VQToken's choice of K | the released rules always give 12 |
 | Focus-DETR, EViTPose, MrT5's gate | trained parts of detectors, pose and byte models |
 | SkipDecode | skips layers, not tokens; poor without fine-tuning |

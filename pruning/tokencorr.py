@@ -15,7 +15,8 @@ token has no key, counts as redundant and joins nothing. Cost: N² Dk in blocks,
 keys are compared, though only pairs of one crop count, so that the cost follows from N alone.
 
 Not built: a baseline that takes patches of high pixel variance ("ink") for the informative ones,
-against which a gain on documents would have to be shown, and a term for the question.
+against which a gain on documents would have to be shown, since tokens do not carry pixels; and a
+term for the question, for which no formula was published.
 """
 
 from __future__ import annotations
