@@ -13,8 +13,8 @@ HEAD = """# Methods
 
 Each is written as a spec: `name` or `name(argument=value, ...)`. All take `keep`, a number of
 tokens or a share of them. Several apply in the order given; what acts on the
-picture comes first: `["outliers(count=10)", "fastervlm(keep=64)"]`. Arguments and their meaning stand in
-each method's file in `pruning/`, together with where it deviates from its paper.
+picture comes first: `["outliers(count=10)", "fastervlm(keep=64)"]`. Arguments and their meaning
+stand in each method's file in `pruning/`, together with where it deviates from its paper.
 
 | spec | what it does | paper |
 | --- | --- | --- |
