@@ -17,7 +17,7 @@ def tokens_of(case: tuple[str, str], rows: tuple[int, ...]) -> list[VisualTokens
     model, _ = tiny_model(case[0])
     with torch.no_grad():
         media = encode(
-            model, FAMILIES[case[0]], batch(*case, rows), set(), StageTimer(torch.device("cpu"))
+            model, FAMILIES[case[0]], batch(*case, rows), {"draw"}, StageTimer(torch.device("cpu"))
         )
     return [part.tokens for part in media]
 

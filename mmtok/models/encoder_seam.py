@@ -82,7 +82,8 @@ def encode(
         model: a Hugging Face model with a language head.
         family: its row of the table.
         inputs: keyword arguments of its `forward`, from its own processor.
-        wants: which of {"cls_attention", "cls_joint", "keys"} some method will read.
+        wants: which of {"cls_attention", "cls_joint", "keys"} some method will read; "draw" where
+            one draws by the names of items.
         meter: told that the stage "encode" runs.
         stage: what to merge inside the tower.
 
@@ -108,7 +109,7 @@ def encode(
             if facts:
                 stack.enter_context(tap(layers[-1], heard.append))
             output = encoder(**arguments, return_dict=True)
-        part = _media(model, family, inputs, kind, output)
+        part = _media(model, family, inputs, kind, output, "draw" in wants)
         if tower is not None:
             tokens = replace(part.tokens, **tower.merged_tokens())
             part = replace(part, tokens=tokens, tower=tower)
@@ -121,7 +122,7 @@ def encode(
     return media
 
 
-def _media(model: Any, family: Family, inputs: Inputs, kind: str, output: Any) -> Media:
+def _media(model: Any, family: Family, inputs: Inputs, kind: str, output: Any, draw: bool) -> Media:
     token_id = getattr(model.config, f"{kind}_token_id")
     placeholder = inputs["input_ids"] == token_id
     features = _items(model, family, list(output.pooler_output), placeholder)
@@ -146,7 +147,7 @@ def _media(model: Any, family: Family, inputs: Inputs, kind: str, output: Any) -
         ),
         grid=torch.tensor([x.grid for x in layouts], device=placeholder.device),
         overview=_overview(layouts, counts, placeholder.device),
-        item_ids=names_of(kind, family, places, inputs, layouts),
+        item_ids=names_of(kind, family, places, inputs, layouts, draw),
     )
     return Media(
         kind=kind,

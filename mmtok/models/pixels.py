@@ -25,8 +25,9 @@ def names_of(
     places: Sequence[Tensor],
     inputs: Inputs,
     layouts: list[Layout],
+    shown: bool,
 ) -> tuple[str, ...]:
-    """Name items by their order within their own prompt and by what they show.
+    """Name items by their order within their own prompt, and on request by what they show.
 
     Args:
         kind: "image" or "video".
@@ -34,13 +35,16 @@ def names_of(
         places: per item, (n,) int64 places of its placeholders in the flattened (B*S) prompt.
         inputs: of the model.
         layouts: of the items.
+        shown: whether a seeded method will draw by the name; reading pixels takes a moment.
     """
     seen: dict[int, int] = {}
     names = []
-    for place, pixels in zip(places, pixels_of(kind, family, inputs, layouts), strict=True):
+    pixels = pixels_of(kind, family, inputs, layouts) if shown else [None] * len(places)
+    for place, own in zip(places, pixels, strict=True):
         row = int(place[0]) // inputs["input_ids"].shape[1]
         seen[row] = seen.get(row, -1) + 1
-        names.append(f"{kind}{seen[row]}-{digest(pixels)}")
+        name = f"{kind}{seen[row]}"
+        names.append(name if own is None else f"{name}-{digest(own)}")
     return tuple(names)
 
 

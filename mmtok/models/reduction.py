@@ -111,6 +111,7 @@ class Reduction:
         active = [r for r in self.reducers if overrides(r, "after_encoder") and not r.keeps_all]
         readers = active + [r for r in self.reducers if overrides(r, "on_logits")]
         wants = {name for r in readers for name in r.needs | r.wants}
+        wants |= {"draw"} if any(hasattr(r, "seed") for r in active) else set()
         entered = encode(self.model, self.family, inputs, wants, self.meter, self.seams.tower)
         self.select_flops = sum(part.tower.flops for part in entered if part.tower)
         self.media = [self._reduce(part, active, inputs) for part in entered]
