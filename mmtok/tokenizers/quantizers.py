@@ -204,6 +204,19 @@ class NormalizedVQ(Quantizer):
 
 
 @torch.no_grad()
+def occurrence(ids: Tensor, codebook: Codebook) -> list[Tensor]:
+    """How often each entry that occurs among ids (..., Q) does, as shares that sum to 1.
+
+    Raises:
+        InputError: there are no ids.
+    """
+    rows = ids.reshape(-1, len(codebook.sizes))
+    if not len(rows):
+        raise InputError("usage of no ids: expected at least one token")
+    counts = (column.unique(return_counts=True)[1] for column in rows.T)
+    return [count.double() / len(rows) for count in counts]
+
+
 def usage(ids: Tensor, codebook: Codebook) -> dict[str, float]:
     """How much of the codebooks a set of ids (..., Q) uses, averaged over them.
 
@@ -214,14 +227,7 @@ def usage(ids: Tensor, codebook: Codebook) -> dict[str, float]:
     Raises:
         InputError: there are no ids.
     """
-    rows = ids.reshape(-1, len(codebook.sizes))
-    if not len(rows):
-        raise InputError("usage of no ids: expected at least one token")
-    used, bits = [], []
-    for column, size in zip(rows.T, codebook.sizes, strict=True):
-        _, counts = column.unique(return_counts=True)
-        share = counts.double() / len(rows)
-        used.append(len(counts) / size)
-        bits.append(float(-(share * share.log2()).sum()))
-    mean = sum(bits) / len(bits)
-    return {"used": sum(used) / len(used), "perplexity": 2**mean, "bits": mean}
+    shares = occurrence(ids, codebook)
+    used = [len(share) / size for share, size in zip(shares, codebook.sizes, strict=True)]
+    bits = sum(float(-(share * share.log2()).sum()) for share in shares) / len(shares)
+    return {"used": sum(used) / len(used), "perplexity": 2**bits, "bits": bits}
