@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,15 @@ def test_titok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert old.proxy_logits(torch.stack(codes.ids)).shape == (2, 1024, 2, 2)
     with pytest.raises(InputError, match="no pixels"):
         old.decode(codes)
+    config = dataclasses.replace(titok.published_config(legacy, "here"), pixels=(32, 64, 16))
+    network = titok.TiTokNetwork(config)
+    network.load_state_dict(randomised(network.state_dict()))
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    whole = TiTok(weights=str(tmp_path))
+    assert whole.config == config
+    assert_same_codes(whole, network)
+    whole.save(tmp_path / "own")
+    assert TiTok(weights=str(tmp_path / "own")).tokenizer_hash == whole.tokenizer_hash
 
 
 @pytest.mark.parametrize("averaged", [True, False])

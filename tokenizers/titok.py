@@ -6,8 +6,9 @@ codebook; a second transformer turns mask tokens and latents back into patches.
 
 The released weights were trained with a reshape that lacks a transposition, which mixes all latents
 into every token. It is kept for those weights alone (`legacy` in their configuration), and so is
-their head, which predicts codes of another picture tokenizer: `decode` refuses there, since that
-tokenizer's decoder is not part of mmtok; `encode` and `proxy_logits` work. New models transpose.
+their head, which predicts codes of MaskGIT's VQGAN; the decoder of that, among the same weights,
+makes them pixels (mmtok/tokenizers/maskgit_net.py). Weights of the first training stage lack it:
+`decode` refuses there, `encode` and `proxy_logits` work. New models transpose and predict pixels.
 
 Pictures of another size than the model's are scaled to it, and back when decoding. Fewer tokens
 than all decode, but the model was not trained for that.
@@ -15,8 +16,10 @@ than all decode, but the model was not trained for that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +29,15 @@ from torch import Tensor, nn
 from mmtok.codes import Codebook
 from mmtok.errors import InputError
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
-from mmtok.tokenizers.network import Networked, find_weights, own_config, pick, read_json
+from mmtok.tokenizers.maskgit_net import PixelCodebook, PixelDecoder
+from mmtok.tokenizers.network import (
+    Networked,
+    find_weights,
+    own_config,
+    pick,
+    read_json,
+    shapes_of,
+)
 from mmtok.tokenizers.quantizers import NormalizedVQ
 from mmtok.tokenizers.resize import to_size
 from mmtok.tokenizers.vit import Block
@@ -38,6 +49,9 @@ _PROXY_CODES = 1024  # entries of the tokenizer whose codes the released weights
 @dataclass(frozen=True, kw_only=True)
 class TiTokConfig:
     """Sizes of a model; `encoder` and `decoder` are (width, layers, heads).
+
+    `pixels` are the channels of the VQGAN's decoder at each resolution, behind them the width of
+    its codebook; empty: none.
 
     Raises:
         InputError: a patch does not divide the picture's side.
@@ -52,6 +66,7 @@ class TiTokConfig:
     token_size: int = 12
     entries: int = 256
     legacy: bool = False
+    pixels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image_size % self.encoder_patch or self.image_size % self.decoder_patch:
@@ -89,15 +104,17 @@ class TiTok(Networked, Tokenizer):
         if own is not None:
             return own
         said = file.with_name("config.json")
-        return published_config(read_json(said), str(said))
+        config = published_config(read_json(said), str(said))
+        return replace(config, pixels=_pixels(shapes_of(file))) if config.legacy else config
 
     def build(self) -> nn.Module:
         """The network of `config`."""
         return TiTokNetwork(self.config)
 
     def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Without the decoder of the other tokenizer."""
-        return {name: w for name, w in state.items() if not name.startswith("pixel_")}
+        """With the VQGAN's decoder where it takes part."""
+        used = bool(self.config.pixels)
+        return {name: w for name, w in state.items() if used or not name.startswith("pixel_")}
 
     @property
     def codebook(self) -> Codebook:
@@ -126,11 +143,16 @@ class TiTok(Networked, Tokenizer):
         """Pictures (B, *shape) of ids (B, k, 1).
 
         Raises:
-            InputError: the weights predict codes of another tokenizer.
+            InputError: the weights predict codes of another tokenizer, whose decoder they lack.
         """
+        network = self.network
+        pictures = network.decoder(network.quantize.lookup(ids))
         if self.config.legacy:
-            raise InputError("these weights of titok predict codes of MaskGIT's VQGAN, no pixels")
-        pictures = self.network.decoder(self.network.quantize.lookup(ids))
+            if network.pixel_decoder is None:
+                raise InputError(
+                    "these weights of titok predict codes of MaskGIT's VQGAN, no pixels"
+                )
+            pictures = network.pixel_decoder(network.pixel_quantize(pictures))
         return to_size(pictures, shape[-2], shape[-1]).clamp(0, 1)
 
     @torch.no_grad()
@@ -164,6 +186,14 @@ def published_config(values: dict[str, Any], source: str) -> TiTokConfig:
     )
 
 
+def _pixels(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Channels of the VQGAN's decoder and width of its codebook; empty without it."""
+    names = (f"pixel_decoder.up.{i}.block.0.conv1.weight" for i in range(len(shapes)))
+    channels = [shapes[name][0] for name in takewhile(shapes.__contains__, names)]
+    book = shapes.get("pixel_quantize.embedding.weight", ())
+    return (*channels, book[1]) if channels and len(book) == 2 else ()
+
+
 class TiTokNetwork(nn.Module):
     """Encoder, codebook and decoder, under the names of the published weights."""
 
@@ -174,6 +204,12 @@ class TiTokNetwork(nn.Module):
         self.encoder = _Encoder(config)
         self.quantize = NormalizedVQ(config.token_size, config.entries)
         self.decoder = _Decoder(config)
+        self.pixel_quantize: Any = None
+        self.pixel_decoder: Any = None
+        if config.pixels:
+            *channels, width = config.pixels
+            self.pixel_quantize = PixelCodebook(_PROXY_CODES, width)
+            self.pixel_decoder = PixelDecoder(width, tuple(channels))
 
     def latent(self, pictures: Tensor) -> Tensor:
         """Latents (B, K, token_size), not normalised yet, of pictures (B, 3, H, W) in [0, 1]."""
