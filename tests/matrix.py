@@ -176,5 +176,6 @@ TOKENIZERS: dict[str, tuple[list[str], tuple[tuple[int, ...], ...]]] = {
     ),
     "titok": (["titok", "titok(seed=1)"], PICTURES),
     "wavtokenizer": (["wavtokenizer", "wavtokenizer(seed=1)"], SOUNDS),
+    "xcodec2": (["xcodec2", "xcodec2(seed=1)"], SOUNDS),
     "wetok": (["wetok", "wetok(generative=True, seed=1)"], PICTURES),
 }

@@ -1,16 +1,16 @@
 """EnCodec, DAC and Mimi, as transformers has them.
 
 EnCodec (arXiv 2210.13438), DAC (arXiv 2306.06546), Mimi (arXiv 2410.00037). The networks are the
-stock classes, loaded by their own `from_pretrained` from safetensors; a weight that is missing or
-of another shape is refused, where the stock loader would make one up.
+stock classes.
 
 What is added from outside: recordings are never padded to the longest of a batch, which changes
 ids of DAC, whose class takes no mask; DAC gets whole hops, as from its own feature extractor;
 decoding gives exactly as many samples as there were, within [-1, 1]. Every codebook is used unless
-`codebooks` says otherwise: the first ones carry most.
+`codebooks` says otherwise: the first ones carry most. EnCodec's 48 kHz model codes the loudness of
+each chunk too, which the stock class hands out beside the ids: see mmtok/tokenizers/encodec.py.
 
-Not offered: EnCodec's 48 kHz model, whose loudness per chunk is no code, and Mimi's streaming. Of
-fewer tokens than all, the beginning is decoded and silence follows.
+Not offered: Mimi's streaming. Of fewer tokens than all, the beginning is decoded and silence
+follows.
 """
 
 from __future__ import annotations
@@ -26,42 +26,24 @@ from torch import Tensor, nn
 
 from mmtok.codes import Codebook
 from mmtok.errors import InputError
-from mmtok.io.files import reason
+from mmtok.tokenizers import encodec
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
-from mmtok.tokenizers.network import Networked
+from mmtok.tokenizers.stock import Stock, StockFacts, restored
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Family:
+class _Family(StockFacts):
     """Facts about one model; encode and decode take (network, tensor, codebooks).
 
     Attributes:
-        name: of the stock classes, before Model and Config.
         count: attribute of the configuration with the number of codebooks.
-        hop: samples per token of a configuration.
-        settings: what decides ids besides weights and their shapes.
-        tiny: configuration of the random model.
+        tokens: of a configuration, for so many codebooks and samples.
     """
 
-    name: str
     count: str
-    hop: Callable[[Any], int]
-    settings: tuple[str, ...]
-    tiny: dict[str, Any]
+    tokens: Callable[[Any, int, int], int]
     encode: Callable[[Any, Tensor, int], Tensor]
     decode: Callable[[Any, Tensor], Tensor]
-
-
-def _encodec_ids(network: Any, sound: Tensor, codebooks: int) -> Tensor:
-    # The quantiser rounds a bandwidth down to whole codebooks: half of one more is safely within.
-    each = math.log2(network.config.codebook_size) * network.config.frame_rate / 1000
-    ids: Tensor = network.quantizer.encode(network.encoder(sound), (codebooks + 0.5) * each)
-    return ids.transpose(0, 1)
-
-
-def _encodec_sound(network: Any, ids: Tensor) -> Tensor:
-    made: Tensor = network.decoder(network.quantizer.decode(ids.transpose(0, 1)))
-    return made
 
 
 def _dac_ids(network: Any, sound: Tensor, codebooks: int) -> Tensor:
@@ -73,6 +55,11 @@ def _dac_ids(network: Any, sound: Tensor, codebooks: int) -> Tensor:
 def _dac_sound(network: Any, ids: Tensor) -> Tensor:
     made: Tensor = network.decode(audio_codes=ids).audio_values
     return made.reshape(len(ids), 1, -1)
+
+
+def _mimi_hop(config: Any) -> int:
+    hop: int = round(config.sampling_rate / config.frame_rate)
+    return hop
 
 
 def _mimi_ids(network: Any, sound: Tensor, codebooks: int) -> Tensor:
@@ -89,7 +76,7 @@ _FAMILIES = {
     "dac": _Family(
         name="Dac",
         count="n_codebooks",
-        hop=lambda config: math.prod(config.downsampling_ratios),
+        tokens=lambda config, _, samples: -(-samples // math.prod(config.downsampling_ratios)),
         settings=("downsampling_ratios", "sampling_rate"),
         tiny={
             "encoder_hidden_size": 8,
@@ -105,10 +92,11 @@ _FAMILIES = {
     "encodec": _Family(
         name="Encodec",
         count="num_quantizers",
-        hop=lambda config: math.prod(config.upsampling_ratios),
+        tokens=encodec.tokens,
         settings=(
             *("upsampling_ratios", "sampling_rate", "dilation_growth_rate", "pad_mode"),
             *("use_causal_conv", "trim_right_ratio", "norm_type"),
+            *("normalize", "chunk_length_s", "overlap"),
         ),
         tiny={
             "num_filters": 4,
@@ -118,13 +106,13 @@ _FAMILIES = {
             "codebook_size": 64,
             "target_bandwidths": [36.0, 90.0],
         },
-        encode=_encodec_ids,
-        decode=_encodec_sound,
+        encode=encodec.encode,
+        decode=encodec.decode,
     ),
     "mimi": _Family(
         name="Mimi",
         count="num_quantizers",
-        hop=lambda config: round(config.sampling_rate / config.frame_rate),
+        tokens=lambda config, _, samples: -(-samples // _mimi_hop(config)),
         settings=(
             *("upsampling_ratios", "sampling_rate", "dilation_growth_rate", "pad_mode"),
             *("use_causal_conv", "trim_right_ratio", "sliding_window", "num_attention_heads"),
@@ -152,7 +140,7 @@ _FAMILIES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class HFAudio(Networked, Tokenizer):
+class HFAudio(Stock, Tokenizer):
     """A recording as one token of several codebooks per hop.
 
     Attributes:
@@ -181,13 +169,9 @@ class HFAudio(Networked, Tokenizer):
             raise InputError(f"hf_audio: family must be {known}, got {self.family!r}")
 
     @property
-    def _facts(self) -> _Family:
+    def facts(self) -> _Family:
+        """Those of the family."""
         return _FAMILIES[self.family]
-
-    def _stock(self, kind: str) -> Any:
-        import transformers
-
-        return getattr(transformers, f"{self._facts.name}{kind}")
 
     @cached_property
     def config(self) -> Any:
@@ -196,57 +180,32 @@ class HFAudio(Networked, Tokenizer):
         Raises:
             InputError: there is none, or one of a model that is not offered.
         """
-        kind = self._stock("Config")
-        if self.weights is None:
-            return kind(**self._facts.tiny)
-        try:
-            values, _ = kind.get_config_dict(self.weights)
-            made = kind.from_dict(values)
-        except Exception as error:  # transformers raises whatever it trips over
-            raise InputError(f"{self.weights}: no configuration ({reason(error)})") from None
-        if values.get("model_type") != self.family:
-            raise InputError(
-                f"{self.weights}: is of {values.get('model_type')!r}, expected {self.family}"
-            )
-        if getattr(made, "normalize", False) or getattr(made, "audio_channels", 1) != 1:
-            raise InputError(f"{self.weights}: only mono models without normalisation are offered")
+        made = super().config
+        if self.family == "encodec":
+            encodec.check(made, str(self.weights))
         return made
 
     def identity(self) -> dict[str, Any]:
         """Family, codebooks and what decides ids besides the weights."""
-        settings = {name: getattr(self.config, name) for name in self._facts.settings}
-        return {"family": self.family, "codebooks": self._count, "config": settings}
+        return {"family": self.family, "codebooks": self._count, **super().identity()}
 
     def build(self) -> nn.Module:
         """The stock network, its codebooks drawn at random where no weights are given."""
-        made: nn.Module = self._stock("Model")(self.config)
+        made = super().build()
         if self.weights is None:
             for name, values in made.named_buffers():
                 if name.endswith(("codebook.embed", "codebook.embed_sum")):
                     values.normal_()  # zeros otherwise
         return made
 
-    def read(self, weights: str) -> dict[str, Tensor]:
-        """The tensors that the stock loader finds, none of which it made up."""
-        try:
-            found, said = self._stock("Model").from_pretrained(
-                weights, config=self.config, use_safetensors=True, output_loading_info=True
-            )
-        except Exception as error:  # transformers raises whatever it trips over
-            raise InputError(f"{weights}: cannot be loaded ({reason(error)})") from None
-        if wrong := [*said["missing_keys"], *said["mismatched_keys"]]:
-            shown = ", ".join(str(name) for name in wrong[:3])
-            raise InputError(f"{weights}: {len(wrong)} weights missing or of wrong shape: {shown}")
-        return dict(found.state_dict())
-
     @property
-    def sample_rate(self) -> int:
-        """Hz of the model."""
-        return int(self.config.sampling_rate)
+    def channels(self) -> int:
+        """Channels of the model."""
+        return int(getattr(self.config, "audio_channels", 1))
 
     @cached_property
     def _count(self) -> int:
-        most = int(getattr(self.config, self._facts.count))
+        most = int(getattr(self.config, self.facts.count))
         if self.codebooks is None:
             return most
         least = int(getattr(self.config, "num_semantic_quantizers", 1))
@@ -262,16 +221,17 @@ class HFAudio(Networked, Tokenizer):
         return Codebook(kind="rvq", sizes=(int(self.config.codebook_size),) * self._count)
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(hops,), the last one begun counts."""
-        if shape[0] != 1:
-            raise InputError(f"hf_audio takes mono, got shape {shape}")
-        return (-(-shape[1] // self._facts.hop(self.config)),)
+        """(tokens,): hops, the last one begun counts, and loudness where the model has it."""
+        if shape[0] != self.channels:
+            raise InputError(
+                f"hf_audio: this model takes {self.channels} channels, got shape {shape}"
+            )
+        return (self.facts.tokens(self.config, self._count, shape[1]),)
 
     def encode_batch(self, media: Tensor) -> Tensor:
-        """Ids (B, K, Q) of (B, 1, S)."""
-        return self._facts.encode(self.network, media, self._count).transpose(1, 2)
+        """Ids (B, K, Q) of (B, C, S)."""
+        return self.facts.encode(self.network, media, self._count).transpose(1, 2)
 
     def decode_batch(self, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Recordings (B, 1, S) of ids (B, k, Q)."""
-        made = self._facts.decode(self.network, ids.transpose(1, 2)).clamp(-1, 1)
-        return F.pad(made, (0, max(0, shape[1] - made.shape[-1])))[..., : shape[1]]
+        """Recordings (B, C, S) of ids (B, k, Q)."""
+        return restored(self.facts.decode(self.network, ids.transpose(1, 2)), shape[1])
