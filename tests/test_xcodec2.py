@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mmtok.errors import InputError
 from mmtok.tokenizers import HFAudio, XCodec2
+from mmtok.tokenizers.methods import xcodec2
 
 
 def sound(samples: int) -> Tensor:
@@ -64,6 +66,13 @@ def test_stock_layout(tmp_path: Path) -> None:
         InputError, match=r"1 weights missing or of wrong shape: fc_encoder\.weight"
     ):
         XCodec2(weights=str(tmp_path)).encode(sounds)
+
+
+def test_an_older_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = dataclasses.replace(xcodec2._FACTS, name="Xcodec9")
+    monkeypatch.setattr(xcodec2, "_FACTS", newer)
+    with pytest.raises(InputError, match=r"transformers \S+ has no Xcodec9Config"):
+        XCodec2().encode([sound(100)])
 
 
 @torch.no_grad()

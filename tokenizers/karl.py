@@ -18,17 +18,14 @@ of another size than the model's are scaled to it, and back when decoding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtok.codes import Codebook
 from mmtok.errors import InputError
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
-from mmtok.tokenizers.network import Networked, find_weights, own_config
+from mmtok.tokenizers.latents import LatentConfig, LatentDecoder, Latents
 from mmtok.tokenizers.quantizers import NormalizedVQ
 from mmtok.tokenizers.resize import to_size
 from mmtok.tokenizers.vit import Block
@@ -41,33 +38,7 @@ BINS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class KARLConfig:
-    """Sizes of a model; `encoder` and `decoder` are (width, layers, heads).
-
-    Raises:
-        InputError: a patch does not divide the picture's side.
-    """
-
-    encoder: tuple[int, int, int] = (64, 2, 2)
-    decoder: tuple[int, int, int] = (64, 2, 2)
-    patch: int = 8
-    image_size: int = 32
-    tokens: int = 16
-    token_size: int = 12
-    entries: int = 256
-
-    def __post_init__(self) -> None:
-        if self.image_size % self.patch:
-            raise InputError(f"karl: patches do not divide pictures of {self.image_size} pixels")
-
-    @property
-    def patches(self) -> int:
-        """Patches of a picture."""
-        return (self.image_size // self.patch) ** 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class KARL(Networked, Tokenizer):
+class KARL(Latents, Tokenizer):
     """A picture as those of K tokens that it needs.
 
     Attributes:
@@ -84,6 +55,7 @@ class KARL(Networked, Tokenizer):
     taxonomy: ClassVar[Taxonomy] = Taxonomy(
         coder="transformer", quantiser="vq", training="joint", streamable=False, domain="image"
     )
+    kind: ClassVar[type[LatentConfig]] = LatentConfig
     adaptive: ClassVar[bool] = True
     sparse: ClassVar[bool] = True
 
@@ -98,21 +70,6 @@ class KARL(Networked, Tokenizer):
             if type(value) not in (int, float) or not 0 <= value <= 1:
                 raise InputError(f"karl: {name} must be 0 to 1, got {value!r}")
 
-    @cached_property
-    def config(self) -> KARLConfig:
-        """From mmtok's config.json beside the weights.
-
-        Raises:
-            InputError: there is none.
-        """
-        if self.weights is None:
-            return KARLConfig()
-        file = find_weights(self.weights)
-        own = own_config(KARLConfig, file)
-        if own is None:
-            raise InputError(f"{file}: karl reads mmtok's weights alone, with their config.json")
-        return own
-
     def identity(self) -> dict[str, Any]:
         """The configuration, and what decides how many tokens are kept."""
         return {**super().identity(), "error": self._bin, "threshold": float(self.threshold)}
@@ -124,22 +81,6 @@ class KARL(Networked, Tokenizer):
     @property
     def _bin(self) -> int:
         return int(error_bin(torch.tensor(float(self.error))))
-
-    @property
-    def codebook(self) -> Codebook:
-        """One codebook of directions."""
-        return Codebook(kind="vq", sizes=(self.config.entries,))
-
-    @property
-    def max_tokens(self) -> int:
-        """K."""
-        return self.config.tokens
-
-    def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(K,), whatever the size of the picture."""
-        if shape[0] != 3:
-            raise InputError(f"karl takes RGB, got shape {shape}")
-        return (self.config.tokens,)
 
     def encode_batch(self, media: Tensor) -> Tensor:
         """Ids (B, K, 1) of (B, 3, H, W), -1 where a token is not needed."""
@@ -177,15 +118,15 @@ def halted(logits: Tensor, threshold: float) -> Tensor:
 class KARLNetwork(nn.Module):
     """Encoder, codebook and decoder."""
 
-    def __init__(self, config: KARLConfig) -> None:
+    def __init__(self, config: LatentConfig) -> None:
         super().__init__()
         self.encoder = _Encoder(config)
         self.quantize = NormalizedVQ(config.token_size, config.entries)
-        self.decoder = _Decoder(config)
+        self.decoder = LatentDecoder(config)
 
 
 class _Encoder(nn.Module):
-    def __init__(self, config: KARLConfig) -> None:
+    def __init__(self, config: LatentConfig) -> None:
         super().__init__()
         (width, layers, heads), scale = config.encoder, config.encoder[0] ** -0.5
         self.patch_embed = nn.Conv2d(3, width, config.patch, stride=config.patch)
@@ -222,29 +163,3 @@ class Halting(nn.Module):
         """Each latent by itself: what the others hold has been mixed in before."""
         found: Tensor = self.halting_mlp(self.encoder_ln_post_halt(latents)).squeeze(-1)
         return found
-
-
-class _Decoder(nn.Module):
-    def __init__(self, config: KARLConfig) -> None:
-        super().__init__()
-        (width, layers, heads), scale = config.decoder, config.decoder[0] ** -0.5
-        self.side, self.patch = config.image_size // config.patch, config.patch
-        self.mask_token = nn.Parameter(scale * torch.randn(1, 1, width))
-        self.patch_positions = nn.Parameter(scale * torch.randn(config.patches, width))
-        self.latent_positions = nn.Parameter(scale * torch.randn(config.tokens, width))
-        self.decoder_embed = nn.Linear(config.token_size, width)
-        self.decoder_ln_pre, self.decoder_ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.transformer = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        out = nn.Linear(2 * width, 3 * config.patch**2)
-        self.to_pixels = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), out)
-
-    def forward(self, vectors: Tensor, places: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) of quantised latents (B, k, token_size) at places (B, k)."""
-        masks = (self.mask_token + self.patch_positions).expand(len(vectors), -1, -1)
-        kept = self.decoder_embed(vectors) + self.latent_positions[places]
-        x = self.decoder_ln_pre(torch.cat([masks, kept], dim=1))
-        for block in self.transformer:
-            x = block(x)
-        made = self.to_pixels(self.decoder_ln_post(x[:, : masks.shape[1]])).transpose(1, 2)
-        pictures = F.pixel_shuffle(made.unflatten(2, (self.side, self.side)), self.patch)
-        return (pictures + 1) / 2

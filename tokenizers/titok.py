@@ -26,12 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtok.codes import Codebook
 from mmtok.errors import InputError
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
+from mmtok.tokenizers.latents import Latents
 from mmtok.tokenizers.maskgit_net import PixelCodebook, PixelDecoder
 from mmtok.tokenizers.network import (
-    Networked,
     find_weights,
     own_config,
     pick,
@@ -74,7 +73,7 @@ class TiTokConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TiTok(Networked, Tokenizer):
+class TiTok(Latents, Tokenizer):
     """A picture as K tokens.
 
     Attributes:
@@ -115,22 +114,6 @@ class TiTok(Networked, Tokenizer):
         """With the VQGAN's decoder where it takes part."""
         used = bool(self.config.pixels)
         return {name: w for name, w in state.items() if used or not name.startswith("pixel_")}
-
-    @property
-    def codebook(self) -> Codebook:
-        """One codebook of directions."""
-        return Codebook(kind="vq", sizes=(self.config.entries,))
-
-    @property
-    def max_tokens(self) -> int:
-        """K."""
-        return self.config.tokens
-
-    def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(K,), whatever the size of the picture."""
-        if shape[0] != 3:
-            raise InputError(f"titok takes RGB, got shape {shape}")
-        return (self.config.tokens,)
 
     def encode_batch(self, media: Tensor) -> Tensor:
         """Ids (B, K, 1) of (B, 3, H, W)."""

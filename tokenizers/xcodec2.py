@@ -79,6 +79,11 @@ class XCodec2(Stock, Tokenizer):
         """Those of X-codec 2."""
         return _FACTS
 
+    def identity(self) -> dict[str, Any]:
+        """What decides ids besides the weights."""
+        semantic = self.config.semantic_model_config
+        return super().identity() | {"semantic_heads": semantic.num_attention_heads}
+
     @property
     def codebook(self) -> Codebook:
         """One codebook of all combinations of levels."""

@@ -44,7 +44,13 @@ class Stock(Networked):
     def _class(self, kind: str) -> Any:
         import transformers
 
-        return getattr(transformers, f"{self.facts.name}{kind}")
+        name = f"{self.facts.name}{kind}"
+        try:
+            return getattr(transformers, name)
+        except AttributeError:
+            raise InputError(
+                f"transformers {transformers.__version__} has no {name}: install a newer one"
+            ) from None
 
     @cached_property
     def config(self) -> Any:
