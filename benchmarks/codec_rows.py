@@ -145,7 +145,7 @@ ROWS = [
         spec="hf_vq(family='emu3')",
         kind="picture",
         sizes="64 channels x (1, 2, 2, 4), 2 blocks, f8, 32,768 entries",
-        saved=stock("Emu3VQVAE", base_channels=64),
+        saved=stock("Emu3VQVAE", base_channels=64, hidden_size=256),
     ),
     Row(
         spec="cvivit",
