@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import struct
@@ -17,34 +18,9 @@ from mmtok.codes import Codebook, Codes
 from mmtok.errors import InputError
 from mmtok.io.mmt import read_codes, read_header, to_bytes, write_codes
 from mmtok.io.packing import block_bits, pack, unpack
+from tests.random_codes import mutate, random_codes
 
 CASES, PER_TEST = 1000, 250
-SIZES = (2, 3, 5, 7, 512, 1000, 1024, 4096, 16_384, 64_000, 2**18, 2**31 - 1, 2**62)
-
-
-def random_codes(rng: np.random.Generator, *, most: int = 400) -> Codes:
-    """One to four items; up to six codebooks; prefixes of a grid or places anywhere in it."""
-    q, items = int(rng.choice([1, 1, 2, 6])), int(rng.integers(1, 5))
-    sizes = tuple(int(size) for size in rng.choice(SIZES, q))
-    counts = [int(rng.integers(0, most)) for _ in range(items)]
-    ids = [
-        torch.from_numpy(np.stack([rng.integers(0, s, k) for s in sizes], axis=1)) for k in counts
-    ]
-    grids = [(int(k + rng.integers(1, 50)),) for k in counts]
-    kept = [
-        torch.from_numpy(np.sort(rng.choice(grid[0], k, replace=False)))
-        for grid, k in zip(grids, counts, strict=True)
-    ]
-    return Codes(
-        ids=ids,
-        codebook=Codebook(kind="vq", sizes=sizes),
-        tokenizer="patchify(patch=4)",
-        tokenizer_hash="0" * 64,
-        shapes=[(1, int(rng.integers(1, 10_000))) for _ in counts],
-        grids=grids,
-        positions=kept if rng.random() < 0.3 else None,
-        meta={"sample_rate": 24_000, "note": "é\n"},
-    )
 
 
 def assert_same(got: Codes, want: Codes) -> None:
@@ -132,45 +108,29 @@ def test_the_first_tokens_need_no_more_than_their_blocks(tmp_path: Path) -> None
     assert read_header(path).counts == [100_000]
 
 
-def mutate(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
-    """Bits flipped, bytes set, cut off, inserted, moved, or taken from another file."""
-    changed, place = bytearray(data), int(rng.integers(0, len(data)))
-    length = int(rng.integers(1, 40))
-    match int(rng.integers(0, 8)):
-        case 0:
-            changed[place] ^= 1 << int(rng.integers(0, 8))
-        case 1:
-            changed[place] = int(rng.integers(0, 256))
-        case 2:
-            del changed[place:]
-        case 3:
-            del changed[place : place + length]
-        case 4:
-            changed[place:place] = rng.bytes(length)
-        case 5:
-            source = int(rng.integers(0, len(data)))
-            changed[place : place + length] = data[source : source + length]
-        case 6:
-            changed[place:] = other[place:]
-        case _:
-            digits = [i for i, byte in enumerate(data[:600]) if 48 <= byte < 58]
-            changed[int(rng.choice(digits))] = int(rng.integers(48, 58))
-    return bytes(changed)
-
-
 def test_mutated_files_give_an_error_or_the_right_codes(tmp_path: Path) -> None:
     rng, path = np.random.default_rng(0), tmp_path / "mutated.mmt"
-    said = []
+    said, sound = [], 0
     for _ in range(600):
         codes = random_codes(rng, most=1500)
-        path.write_bytes(mutate(to_bytes(codes), to_bytes(random_codes(rng, most=1500)), rng))
+        spare = random_codes(rng, most=1500)
+        data, other = to_bytes(codes), to_bytes(spare)
+        for _ in range(int(rng.choice([1, 1, 3]))):
+            data = mutate(data, other, rng)
+        codes = spare if data == other else codes  # all of it was taken from there
+        path.write_bytes(data)
         try:
             got = read_codes(path)
         except InputError as error:
             said.append(str(error))
         else:
             assert_same(got, codes)
+        k = int(rng.integers(1, 1500))
+        with contextlib.suppress(InputError):  # where the damage lies behind the first tokens
+            assert_same(read_codes(path, tokens=k), codes.item(0).trim(k))
+            sound += 1
     assert 400 < len(said) < 600
+    assert 600 - len(said) < sound < 600
     assert all(text.startswith(str(path)) and "\n" not in text for text in said)
     assert max(map(len, said)) < len(str(path)) + 500
 
