@@ -148,6 +148,15 @@ def test_flextok_decoder() -> None:
 
 def test_flextok_flow() -> None:
     config, cases = tokenizer_cases("flextok_flow_utils")
+    values = cases[0][0]  # one straight line per picture: any steps along it end at the picture
+    velocity = values["velocity_target"]
+    for steps in (1, 3):
+        made = flow.sample(
+            values["input.noise"], lambda x, t: velocity, lambda x, t: x, steps=steps
+        )
+        assert_close(made, values["input.clean"], 1e-5)
+    back = 1 - values["input.sigma"].view(-1, 1, 1, 1)
+    assert_close(values["input.noise"] - back * velocity, values["noised"], 1e-5)
     guide = flow.Projected(config["scale"])
     values = cases[1][0]
     for step in range(3):

@@ -100,6 +100,20 @@ def test_the_entropy_of_18_bits_fits_into_memory() -> None:
     assert done.parts["mean_entropy"] > 0.5 * math.log(16_384)
 
 
+def test_groups_keep_less_than_a_twentieth_for_the_gradient() -> None:
+    """Of what the probabilities of 256 tokens at 18 bits take; benchmarks measure the peak."""
+    kept = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        GroupedLFQ(2, 9)(noise(1, 256, 18).requires_grad_()).loss.backward()
+    assert 0 < 20 * kept < 4 * 256 * 2**18
+
+
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_gradients_pass_straight_through(name: str) -> None:
     torch.manual_seed(0)
