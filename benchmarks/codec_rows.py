@@ -144,8 +144,8 @@ ROWS = [
     Row(
         spec="hf_vq(family='emu3')",
         kind="picture",
-        sizes="64 channels x (1, 2, 2, 4), 2 blocks, f8, 32,768 entries",
-        saved=stock("Emu3VQVAE", base_channels=64, hidden_size=256),
+        sizes="32 channels x (1, 2, 2, 4), 2 blocks, f8, 32,768 entries",
+        saved=stock("Emu3VQVAE", base_channels=32, hidden_size=128),
     ),
     Row(
         spec="cvivit",

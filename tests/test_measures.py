@@ -37,6 +37,10 @@ def test_usage_and_entropy_by_hand() -> None:
     assert measures.entropy(even) == pytest.approx(even.codebook.bits)
     with pytest.raises(InputError, match="at least one token"):
         measures.usage(codes_of([], sizes=(4,)))
+    with pytest.raises(InputError, match="at least one token"):
+        measures.entropy(codes_of(sizes=(4,)))
+    with pytest.raises(InputError, match="no media"):
+        measures.reconstruction(TiTok(), [])
 
 
 def test_reconstruction_rows() -> None:

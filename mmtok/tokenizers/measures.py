@@ -40,7 +40,7 @@ def usage(codes: Codes) -> list[float]:
     Raises:
         InputError: there are no tokens.
     """
-    shares = occurrence(torch.cat(codes.ids), codes.codebook)
+    shares = _shares(codes)
     return [len(share) / size for share, size in zip(shares, codes.codebook.sizes, strict=True)]
 
 
@@ -52,7 +52,7 @@ def entropy(codes: Codes) -> float:
     Raises:
         InputError: there are no tokens.
     """
-    shares = occurrence(torch.cat(codes.ids), codes.codebook)
+    shares = _shares(codes)
     return sum(float(-(share * share.log2()).sum()) for share in shares)
 
 
@@ -70,8 +70,10 @@ def reconstruction(
         Rows of means over items: `tokens`, `bits`, `psnr` in dB and `ssim`.
 
     Raises:
-        InputError: the tokenizer takes recordings only, or does not take such media.
+        InputError: no media, recordings, or media that the tokenizer does not take.
     """
+    if not media:
+        raise InputError("no media to measure")
     codes = tokenizer.encode(media)
     rows = []
     for part in (*(tokenizer.trim(codes, k) for k in tokens), codes):
@@ -106,16 +108,23 @@ def perturb(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(ids.shape, generator=generator) < share
     rank = torch.randint(nearest, ids.shape, generator=generator) * drawn
+    tables = entries(codes.codebook, lookup, ids.device)
     made = [
         nearest_entries(table[column.cpu()], table, ranks)
-        for column, ranks, table in zip(ids.T, rank.T, entries(codes.codebook, lookup), strict=True)
+        for column, ranks, table in zip(ids.T, rank.T, tables, strict=True)
     ]
     parts = torch.split(torch.stack(made, dim=1).to(ids.device), codes.counts)
     return replace(codes, ids=list(parts))
 
 
-def entries(codebook: Codebook, lookup: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def entries(
+    codebook: Codebook,
+    lookup: Callable[[Tensor], Tensor],
+    device: torch.device | str = "cpu",
+) -> list[Tensor]:
     """Vectors (size, D) of all entries of each codebook, those of the others being the first.
+
+    `lookup` gets ids on `device`; the vectors are on the CPU.
 
     Raises:
         InputError: a codebook has more than `MAX_ENTRIES`.
@@ -124,8 +133,8 @@ def entries(codebook: Codebook, lookup: Callable[[Tensor], Tensor]) -> list[Tens
         raise InputError(f"{max(codebook.sizes)} entries, expected at most {MAX_ENTRIES}")
     tables = []
     for place, size in enumerate(codebook.sizes):
-        ids = torch.zeros(1, size, len(codebook.sizes), dtype=torch.int64)
-        ids[0, :, place] = torch.arange(size)
+        ids = torch.zeros(1, size, len(codebook.sizes), dtype=torch.int64, device=device)
+        ids[0, :, place] = torch.arange(size, device=device)
         with torch.no_grad():
             tables.append(lookup(ids)[0].float().cpu())
     return tables
@@ -185,6 +194,11 @@ def robustness(
         found["distance"] = distance(torch.stack(made).cpu(), torch.stack(list(pictures)).cpu())
         report |= {key + name: value for key, value in found.items()}
     return report
+
+
+def _shares(codes: Codes) -> list[Tensor]:
+    ids = torch.cat(codes.ids) if codes.ids else torch.empty(0, len(codes.codebook.sizes))
+    return occurrence(ids, codes.codebook)
 
 
 def _quality(made: Sequence[Tensor], media: Sequence[Tensor]) -> dict[str, float]:
