@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmtok.decoding import DraftTree, Target, lossy, rules, warp
 from mmtok.decoding.base import total_variation
-from mmtok.decoding.entry import settings
+from mmtok.decoding.options import processors, settings
 from mmtok.decoding.verifiers.gsd import GSD
 from mmtok.decoding.verifiers.lantern import Lantern
 from mmtok.decoding.verifiers.typical import Typical
@@ -162,9 +162,9 @@ def test_guided_logits_are_warped_once():
     for x, y, params in cases("cfg_warp"):
         config = {"do_sample": True, **{k: params[k] for k in ("temperature", "top_k", "top_p")}}
         model = llama(vocabulary=64)
-        processors = warp.build(model, settings(model, None, config), 3, None)
+        warpers = processors(model, settings(model, None, config, 3), [1, 2, 0], None)
         target = Target(model, guidance_scale=params["scale"])
         guided = target.guide(torch.stack([x["cond"], x["uncond"]]))[0]
         for at, want in enumerate(y["probs"]):
-            row = warp.rows(guided[at : at + 1], DraftTree.root(0), [1, 2, 0], processors, True)
+            row = warp.rows(guided[at : at + 1], DraftTree.root(0), [1, 2, 0], warpers, True)
             close(row(0), want, 1e-6)

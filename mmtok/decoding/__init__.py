@@ -27,6 +27,9 @@ verifier_registry = Registry(
 _HERE = {
     "generate": "mmtok.decoding.entry",
     "Generated": "mmtok.decoding.entry",
+    "generate_images": "mmtok.decoding.images",
+    "image_writer": "mmtok.decoding.visual",
+    "zipar": "mmtok.decoding.zipar",
     "DraftTree": "mmtok.decoding.tree",
     "Drafter": "mmtok.decoding.base",
     "Verifier": "mmtok.decoding.base",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from mmtok.decoding.rules import Level, draw
+from mmtok.decoding.rules import Level, draw, one_hot
 from mmtok.decoding.tree import KINDS, DraftTree, Kind
 from mmtok.errors import InputError
 
@@ -33,7 +33,7 @@ class Verifier:
     Attributes:
         accepts: kinds of tree for which the rule is right.
         lossless: the output has the target's distribution.
-        argmax: the rule decodes greedily, whatever the temperature.
+        argmax: the rule decodes greedily; it still sees p itself, not its argmax alone.
     """
 
     accepts: ClassVar[frozenset[Kind]] = KINDS
@@ -63,6 +63,10 @@ class Verifier:
             node = hit
             path.append(node)
         return Verdict(path, self.bonus(probs(node), uniform))
+
+    def wanted(self, p: Tensor) -> Tensor:
+        """The law (V,) an exact rule of this kind gives: p, or all on its argmax."""
+        return one_hot(p) if self.argmax else p
 
     def bonus(self, p: Tensor, uniform: Callable[[], float]) -> int:
         """The token behind a path that survived to its leaf."""
@@ -138,7 +142,7 @@ def drawn_from(q: Tensor | None) -> Tensor:
 
 
 def total_variation(verifier: Verifier, p: Tensor, q: Tensor) -> float:
-    """Distance between the next token's law and p for one draft drawn from q, by enumeration.
+    """Distance of the next token's law from the exact one, one draft drawn from q, enumerated.
 
     Args:
         verifier: any; V calls of its rule.
@@ -148,4 +152,4 @@ def total_variation(verifier: Verifier, p: Tensor, q: Tensor) -> float:
     law = torch.zeros_like(p)
     for token in q.nonzero():
         law += q[token] * verifier.level(p, token, q).law(token)
-    return float((law - p).abs().sum() / 2)
+    return float((law - verifier.wanted(p)).abs().sum() / 2)

@@ -32,11 +32,15 @@ class RaggedCache:
         self.valid = mask.bool()
         self.tail = 0
 
-    def check(self) -> None:
+    def check(self, filled: bool = False) -> None:
         """Refuse caches that cannot lose tokens in the middle.
 
+        Args:
+            filled: the prompt has been read.
+
         Raises:
-            InputError: the model has sliding-window or recurrent layers.
+            InputError: the model has sliding-window or recurrent layers, keeps its past elsewhere,
+                or keeps less than the whole prompt.
         """
         from transformers.cache_utils import DynamicLayer
 
@@ -45,6 +49,16 @@ class RaggedCache:
             raise InputError(
                 f"drafts need a cache that can be rolled back, this model has {', '.join(odd)}; "
                 "use a model with full attention in every layer"
+            )
+        if not filled:
+            return
+        size = self.valid.shape[1]
+        held = {layer.keys.shape[2] for layer in self.stock.layers}
+        if held != {size}:
+            raise InputError(
+                f"drafts need every layer to keep the prompt's {size} tokens, this model keeps "
+                f"{', '.join(map(str, sorted(held))) or 'none'}; inside mmtok.reduced, and with "
+                "layers that attend to something else, decode without drafts"
             )
 
     def commit(self, kept: list[list[int]]) -> None:

@@ -18,9 +18,11 @@ from mmtok.decoding.base import (
     check_pair,
     total_variation,
 )
+from mmtok.decoding.prompts import Inputs
 from mmtok.decoding.stats import Stats
-from mmtok.decoding.target import Inputs, Target
+from mmtok.decoding.target import Target
 from mmtok.decoding.tree import DraftTree
+from mmtok.errors import InputError
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Engine:
         """Generate for all rows, in place."""
         with self.stats.timed("prefill"):
             first = self.target.prefill(inputs, negative)
+        self._vocabulary = first.shape[-1]
         with self.stats.timed("draft"):
             self.drafter.start(self.target, [r.ids for r in rows], seeds)
         for row, logits in zip(rows, first, strict=True):
@@ -111,12 +114,23 @@ class Engine:
     def _fit(self, row: Row, tree: DraftTree) -> DraftTree:
         if row.finished:
             return DraftTree.root(row.ids[-1])
+        if len(tree.tokens) > 1 and tree.kind != self.drafter.kind:
+            raise InputError(
+                f"{type(self.drafter).__name__} announced drafts of kind {self.drafter.kind!r} "
+                f"and proposed {tree.kind!r}"
+            )
+        if int(tree.tokens[0]) != row.ids[-1]:
+            raise InputError(
+                f"the root of a draft is the row's last token, {row.ids[-1]}, "
+                f"{type(self.drafter).__name__} put {int(tree.tokens[0])} there"
+            )
         left = self.max_new_tokens - (len(row.ids) - row.prompt)
-        return tree.limited(left - 1, self.eos)
+        return tree.limited(left - 1, self.eos, self._vocabulary)
 
     def _judge(self, row: Row, tree: DraftTree, logits: Tensor) -> StepResult:
         logits = logits[: len(tree.tokens)]
-        probs = warp.rows(logits, tree, row.ids, row.processors, self.sample)
+        soft = self.sample or self.verifier.argmax
+        probs = warp.rows(logits, tree, row.ids, row.processors, soft)
         verdict = self.verifier.verify(tree, probs, row.uniform)
         if self.measure_tv and tree.children(0):
             self._measure(tree, probs)
@@ -140,6 +154,6 @@ class Engine:
         p, siblings = probs(0), tree.tokens[tree.children(0)]
         if tree.q is None:
             law = self.verifier.level(p, siblings, None).law(siblings)
-            self.stats.tv.append(float((law - p).abs().sum() / 2))
+            self.stats.tv.append(float((law - self.verifier.wanted(p)).abs().sum() / 2))
         elif len(siblings) == 1:
             self.stats.tv.append(total_variation(self.verifier, p, tree.q[0]))

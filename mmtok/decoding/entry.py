@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmtok.decoding import drafter_registry, verifier_registry, warp
+from mmtok.decoding import drafter_registry, verifier_registry
 from mmtok.decoding.base import Drafter, Verifier
 from mmtok.decoding.engine import Engine, Row
+from mmtok.decoding.options import ids, processors, settings, stopping
+from mmtok.decoding.prompts import Inputs, with_mask
 from mmtok.decoding.stats import Stats
-from mmtok.decoding.target import Inputs, Target, with_mask
+from mmtok.decoding.target import Target
 from mmtok.errors import InputError
 
 _EXACT = {
@@ -47,8 +49,9 @@ def generate(
     guidance_scale: float | None = None,
     negative: Inputs | None = None,
     generation_config: Any = None,
-    logits_processor: Sequence[Any] | None = None,
+    logits_processor: Sequence[Any] | Callable[[int], Sequence[Any]] | None = None,
     stopping_criteria: Sequence[Any] | None = None,
+    tokenizer: Any = None,
     streamer: Any = None,
     seed: int | Sequence[int] = 0,
     measure_tv: bool = False,
@@ -65,8 +68,9 @@ def generate(
         negative: inputs of the unconditional rows; None: the last token of each prompt.
         generation_config: as in transformers; `options` override its fields.
         logits_processor: applied to the guided logits, before the warpers; functions of their
-            arguments, without a memory.
-        stopping_criteria: asked after every token of every row.
+            arguments, without a memory. Or what makes them for a prompt of so many tokens.
+        stopping_criteria: asked after every token of every row, which comes without padding.
+        tokenizer: of the model, for `stop_strings`.
         streamer: gets the prompt and the tokens of a batch of one.
         seed: for row r seed + r, or one seed per row: a row draws the same in every batch.
         measure_tv: measure how far the first token's law at each step is from the target's.
@@ -75,20 +79,20 @@ def generate(
         InputError: a combination that would be wrong or is not supported.
     """
     drafts = drafter_registry.build(drafter) if isinstance(drafter, str) else drafter
-    config = settings(model, generation_config, options)
-    scale = config.guidance_scale if guidance_scale is None else guidance_scale
-    config.guidance_scale = None
     full = with_mask(inputs)
+    config = settings(model, generation_config, options, full["input_ids"].shape[1])
+    scale = config.guidance_scale if guidance_scale is None else guidance_scale
     seeds = _seeds(seed, len(full["input_ids"]))
-    rows = _rows(model, full, config, logits_processor, seeds)
+    many = logits_processor if callable(logits_processor) else lambda _: logits_processor or ()
+    rows = _rows(model, full, config, many, seeds)
     engine = Engine(
         Target(model, guidance_scale=1.0 if scale is None else float(scale)),
         drafts,
         _verifier(verifier, drafts, bool(config.do_sample)),
         sample=bool(config.do_sample),
-        max_new_tokens=_max_new(config, full["input_ids"].shape[1]),
-        eos=_ids(config.eos_token_id),
-        stop=_stop(stopping_criteria),
+        max_new_tokens=config.max_new_tokens,
+        eos=frozenset(ids(config.eos_token_id)),
+        stop=stopping(config, stopping_criteria, tokenizer),
         on_tokens=_streaming(streamer, full["input_ids"]),
         measure_tv=measure_tv,
     )
@@ -99,7 +103,7 @@ def generate(
 
 
 def _seeds(given: int | Sequence[int], size: int) -> list[int]:
-    seeds = [given + r for r in range(size)] if isinstance(given, int) else list(given)
+    seeds = list(given) if isinstance(given, Sequence) else [int(given) + r for r in range(size)]
     if len(seeds) != size:
         raise InputError(f"{size} rows need as many seeds, got {len(seeds)}")
     return seeds
@@ -114,24 +118,6 @@ def _streaming(streamer: Any, prompts: Tensor) -> Callable[[list[int]], None] | 
     return lambda tokens: streamer.put(torch.tensor(tokens))
 
 
-def settings(model: Any, given: Any, options: dict[str, Any]) -> Any:
-    """The generation configuration, with what a tree cannot do refused.
-
-    Raises:
-        InputError: unknown or unfit options, beams, or several outputs per prompt.
-    """
-    try:
-        config, unknown = model._prepare_generation_config(given, **options)
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from error
-    if unknown:
-        raise InputError(f"unknown option for generate: {', '.join(sorted(unknown))}")
-    for name in ("num_beams", "num_return_sequences"):
-        if (getattr(config, name) or 1) > 1:
-            raise InputError(f"{name}={getattr(config, name)} is not supported with drafts: use 1")
-    return config
-
-
 def _verifier(given: str | Verifier | None, drafter: Drafter, sample: bool) -> Verifier:
     if given is None:
         given = _EXACT[drafter.kind] if sample else "greedy"
@@ -144,39 +130,23 @@ def _verifier(given: str | Verifier | None, drafter: Drafter, sample: bool) -> V
 
 
 def _rows(
-    model: Any, inputs: Inputs, config: Any, extra: Sequence[Any] | None, seeds: list[int]
+    model: Any,
+    inputs: Inputs,
+    config: Any,
+    extra: Callable[[int], Sequence[Any]],
+    seeds: list[int],
 ) -> list[Row]:
     rows = []
-    for ids, mask, seed in zip(inputs["input_ids"], inputs["attention_mask"], seeds, strict=True):
-        prompt: list[int] = ids[mask.bool()].tolist()
-        processors = warp.build(model, config, len(prompt), extra)
-        rows.append(Row(prompt, len(prompt), processors, torch.Generator().manual_seed(seed)))
+    for row, mask, seed in zip(inputs["input_ids"], inputs["attention_mask"], seeds, strict=True):
+        prompt: list[int] = row[mask.bool()].tolist()
+        warpers = processors(model, config, prompt, extra(len(prompt)))
+        rows.append(Row(prompt, len(prompt), warpers, torch.Generator().manual_seed(seed)))
     return rows
-
-
-def _max_new(config: Any, prompt: int) -> int:
-    given = config.max_new_tokens
-    new = int(config.max_length - prompt if given is None else given)
-    if new < 1:
-        raise InputError(f"max_new_tokens must be at least 1, got {new}")
-    return new
-
-
-def _ids(given: int | Sequence[int] | None) -> frozenset[int]:
-    return frozenset([given] if isinstance(given, int) else given or [])
-
-
-def _stop(criteria: Sequence[Any] | None) -> Any:
-    if not criteria:
-        return None
-    return lambda ids: any(bool(torch.as_tensor(c(ids, None)).all()) for c in criteria)
 
 
 def _padded(prompts: Tensor, rows: list[Row], config: Any) -> Tensor:
     new = [row.ids[row.prompt :] for row in rows]
-    pad = config.pad_token_id
-    if pad is None:
-        pad = min(_ids(config.eos_token_id), default=0)
+    pad = [*ids(config.pad_token_id), *ids(config.eos_token_id), 0][0]  # stock takes the first
     width = max(map(len, new))
-    tail = torch.tensor([n + [int(pad)] * (width - len(n)) for n in new], device=prompts.device)
+    tail = torch.tensor([n + [pad] * (width - len(n)) for n in new], device=prompts.device)
     return torch.cat([prompts, tail], 1)

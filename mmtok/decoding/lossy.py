@@ -5,8 +5,8 @@ parameters: measure it with `total_variation`.
 
 LANTERN, arXiv 2410.03355, and LANTERN++, 2502.06352 (code: jadohu/LANTERN): a draft token borrows
 the probability of its neighbours in the codebook. On a reject we clear only the neighbours whose
-probability was borrowed, where the code clears one more than the whole list, and fall back to the
-node's own p where the code falls back to the uniform distribution.
+probability was borrowed, where the code clears one more than the whole list (`published` does as
+the code), and fall back to the node's own p where the code falls back to the uniform distribution.
 GSD, arXiv 2508.07747 (code: junhyukso/GSD): p and q summed over tokens of similar rank. Our window
 is symmetric and clamped at both edges; theirs is empty near the low edge, one short above.
 Typical acceptance: Medusa, arXiv 2401.10774. Rollback: BiLD, arXiv 2302.07863 (code:
@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from mmtok.decoding.rules import EPSILON, Level, residual
+from mmtok.decoding.rules import EPSILON, Level, one_hot, residual, without
 
 
 def neighbours(codebook: Tensor, k: int) -> Tensor:
@@ -59,7 +59,13 @@ def borrowed(p: Tensor, near: Tensor, token: Tensor, delta: float, first: int = 
 
 
 def lantern(
-    p: Tensor, siblings: Tensor, q: Tensor | None, near: Tensor, delta: float, first: int = 0
+    p: Tensor,
+    siblings: Tensor,
+    q: Tensor | None,
+    near: Tensor,
+    delta: float,
+    first: int = 0,
+    published: bool = False,
 ) -> Level:
     """LANTERN++ where the siblings were drawn from q without replacement; LANTERN where q is None.
 
@@ -70,11 +76,16 @@ def lantern(
         near: (C, K) from `neighbours`.
         delta: see `borrowed`.
         first: see `borrowed`.
+        published: on a reject clear the whole list of neighbours, as the authors' code does. It
+            clears one more than it sums, so give `near` one column more than is summed.
     """
     whole, accept = p, []
+    summed = near[:, :-1] if published else near
     for token in siblings:
-        lent = borrowed(p, near, token, delta, first)
+        lent = borrowed(p, summed, token, delta, first)
         chance = p[token] + p[lent].sum()
+        if published and len(lent):
+            lent = near[int(token) - first] + first
         accept.append((chance if q is None else chance / q[token]).clamp(max=1))
         if q is None:
             left = p.clone()
@@ -86,10 +97,20 @@ def lantern(
         held = q.clone()
         held[lent] = 0
         p = residual(p, held)
-        q = q.clone()
-        q[token] = 0
-        q = q / q.sum().clamp(min=EPSILON)
+        q = without(q, token)
     return Level(torch.stack(accept), p)
+
+
+def lantern_greedy(
+    p: Tensor, siblings: Tensor, near: Tensor, delta: float, first: int = 0
+) -> Level:
+    """LANTERN for greedy decoding: accept what is the argmax once it has borrowed."""
+    accept = []
+    for token in siblings:
+        raised = p.clone()
+        raised[token] += p[borrowed(p, near, token, delta, first)].sum()
+        accept.append((raised.argmax() == token).to(p))
+    return Level(torch.stack(accept), one_hot(p))
 
 
 def group(p: Tensor, token: int, ranks: int, gap: float, far: Tensor | None) -> Tensor:
@@ -129,7 +150,6 @@ def typical_threshold(p: Tensor, eps: float, alpha: float) -> Tensor:
 
 def rollback(p: Tensor, siblings: Tensor, tau: float) -> Level:
     """BiLD: accept while -log p(x) <= tau nats or x is the argmax; else emit the argmax."""
-    best = torch.zeros_like(p)
-    best[p.argmax()] = 1
+    best = one_hot(p)
     fits = -p[siblings].log() <= tau
     return Level((fits | (best[siblings] > 0)).to(p), best)

@@ -63,6 +63,8 @@ class ModelDrafter(Drafter):
         if sizes[0] != sizes[1]:
             raise InputError(f"the draft model has {sizes[1]} tokens, the target {sizes[0]}")
         seen = [self._seen(row) for row in ids]
+        if not all(seen):
+            raise InputError("drop leaves the draft model no token of a prompt")
         width = max(map(len, seen))
         tokens = torch.tensor([[0] * (width - len(s)) + s for s in seen])
         mask = torch.arange(width) >= width - torch.tensor([[len(s)] for s in seen])

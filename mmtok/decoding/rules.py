@@ -41,6 +41,13 @@ class Level(NamedTuple):
         return law.index_add(0, siblings, self.accept * alive[:-1])
 
 
+def one_hot(p: Tensor) -> Tensor:
+    """All on the most likely token, the lowest id of several."""
+    best = torch.zeros_like(p)
+    best[p.argmax()] = 1
+    return best
+
+
 def residual(p: Tensor, q: Tensor) -> Tensor:
     """N((p - q)+), (V,); p itself where the two agree, never the uniform distribution."""
     left = (p - q).clamp(min=0)
@@ -61,8 +68,7 @@ def ratio(p: Tensor, q: Tensor, token: Tensor) -> Tensor:
 
 def greedy(p: Tensor, siblings: Tensor) -> Level:
     """Follow the most likely token; ties go to the lowest id."""
-    best = torch.zeros_like(p)
-    best[p.argmax()] = 1
+    best = one_hot(p)
     return Level(best[siblings], best)
 
 
@@ -98,11 +104,16 @@ def recursive(p: Tensor, siblings: Tensor, q: Tensor) -> Level:
     for token in siblings:
         accept.append(ratio(p, q, token))
         p = residual(p, q)
-        q = q.clone()
-        q[token] = 0
-        if (mass := q.sum()) > EPSILON:
-            q = q / mass
+        q = without(q, token)
     return Level(torch.stack(accept), p)
+
+
+def without(q: Tensor, token: Tensor) -> Tensor:
+    """N(q with q(x) = 0), however little that leaves: a peaked q must not stay unnormalised."""
+    left = q.clone()
+    left[token] = 0
+    mass = left.sum()
+    return left / mass if mass > 0 else left
 
 
 def kseq(p: Tensor, siblings: Tensor, q: Tensor) -> Level:

@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 
 from mmtok.decoding.cache import RaggedCache
+from mmtok.decoding.prompts import (
+    Inputs,
+    attention_of,
+    check_model,
+    doubled,
+    last_token,
+    positioned,
+)
 from mmtok.decoding.tree import DraftTree
-from mmtok.errors import InputError
-
-Inputs = dict[str, Any]
-_ATTENTION = ("sdpa", "eager")
+from mmtok.decoding.warp import at_least_float
 
 
 class Target:
@@ -32,18 +37,13 @@ class Target:
         forwards: calls of the model so far.
 
     Raises:
-        InputError: the model's attention cannot take a mask of its own.
+        InputError: the model cannot take a mask, positions or a cache of ours.
     """
 
     def __init__(self, model: Any, *, guidance_scale: float = 1.0) -> None:
-        used = model.config._attn_implementation
-        if used not in _ATTENTION:
-            raise InputError(
-                f"trees need attention that takes a mask, {' or '.join(_ATTENTION)}, "
-                f"this model runs {used!r}; load it with attn_implementation='sdpa'"
-            )
+        check_model(model)
         self.model, self.scale, self.forwards = model, guidance_scale, 0
-        self._additive = used == "eager"
+        self._additive = attention_of(model) == "eager"
 
     @property
     def guided(self) -> bool:
@@ -55,31 +55,30 @@ class Target:
         """Read the prompts; return guided logits (B, V) after each.
 
         Args:
-            inputs: input_ids (B, P), attention_mask (B, P) with padding on the left, pixels.
+            inputs: input_ids (B, P), attention_mask (B, P) with padding on the left, pixels, and
+                position_ids where they are not those of stock `generate`, as in reduced prompts.
             negative: the same for the unconditional rows; None: the last token of each prompt.
 
         Raises:
             InputError: padding on the right, or a model whose cache cannot be rolled back.
         """
-        full = with_mask(inputs)
+        full = positioned(self.model, inputs)
         if self.guided:
-            full = doubled(full, with_mask(negative) if negative else last_token(full))
+            other = positioned(self.model, negative or last_token(full))
+            full = doubled(full, other)
         mask = full["attention_mask"]
-        if not bool(mask[:, -1].all()):
-            raise InputError("prompts of a batch must be padded on the left")
         self.cache = RaggedCache(self.model.config, mask)
         self.cache.check()
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        self.base = getattr(self.model, "base_model", self.model)
-        self.planes = hasattr(self.base, "rope_deltas")
-        if not self.planes:
-            full = {**full, "position_ids": positions}
-        out = self.model(**full, past_key_values=self.cache.stock, use_cache=True, logits_to_keep=1)
+        if self.model._supports_logits_to_keep():
+            full = {**full, "logits_to_keep": 1}
+        out = self.model(**full, past_key_values=self.cache.stock, use_cache=True)
         self.forwards += 1
+        self.cache.check(filled=True)
+        positions = full["position_ids"]
+        self._planes = positions.shape[:-2]
         self.length = mask.long().sum(1)
-        self.offset = torch.zeros_like(self.length)
-        if self.planes and self.base.rope_deltas is not None:
-            self.offset = self.base.rope_deltas.reshape(-1).to(self.length)
+        last = positions[..., -1].reshape(-1, len(mask)).amax(0)
+        self.offset = last.to(self.length) + 1 - self.length
         return self.guide(out.logits[:, -1:])[:, 0]
 
     def score(self, trees: list[DraftTree]) -> Tensor:
@@ -114,8 +113,7 @@ class Target:
             floor = torch.finfo(dtype).min
             mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, floor)
         positions = (self.length + self.offset)[:, None] + depth
-        if self.planes:
-            positions = positions.expand(3, -1, -1)
+        positions = positions.expand(*self._planes, -1, -1)
         out = self.model(
             input_ids=tokens,
             attention_mask=mask,
@@ -137,38 +135,6 @@ class Target:
         """Combine pairs of logits: (2B, n, V) to (B, n, V); unchanged without guidance."""
         if not self.guided:
             return logits
-        cond, uncond = logits.float().chunk(2)
+        # as stock guidance, over log-probabilities: processors that look at signs see the same
+        cond, uncond = at_least_float(logits).log_softmax(-1).chunk(2)
         return uncond + self.scale * (cond - uncond)
-
-
-def with_mask(inputs: Inputs) -> Inputs:
-    """The inputs with an attention mask; without one, every token counts."""
-    ids = inputs["input_ids"]
-    mask = inputs.get("attention_mask")
-    return {**inputs, "attention_mask": torch.ones_like(ids) if mask is None else mask}
-
-
-def last_token(inputs: Inputs) -> Inputs:
-    """An unconditional prompt of one token, the last one of each row."""
-    return {key: inputs[key][:, -1:] for key in ("input_ids", "attention_mask")}
-
-
-def doubled(inputs: Inputs, negative: Inputs) -> Inputs:
-    """Both prompts in one batch, padded on the left; other per-token inputs are 0 in the second.
-
-    Raises:
-        InputError: the batches differ in size.
-    """
-    ids, other = inputs["input_ids"], negative["input_ids"]
-    if len(ids) != len(other):
-        raise InputError(f"{len(ids)} prompts need as many negative prompts, got {len(other)}")
-    width = max(ids.shape[1], other.shape[1])
-    out = dict(inputs)
-    for key, value in inputs.items():
-        if isinstance(value, Tensor) and value.shape == ids.shape:
-            second = negative.get(key, torch.zeros_like(other))
-            parts = [torch.nn.functional.pad(x, (width - x.shape[1], 0)) for x in (value, second)]
-            out[key] = torch.cat(parts)
-    for key in negative.keys() - inputs.keys():
-        out[key] = negative[key]
-    return out

@@ -90,11 +90,21 @@ class DraftTree:
         """Nodes from below the root down to `node`."""
         return [int(i) for i in self.sees[node].nonzero()[1:, 0]]
 
-    def limited(self, max_depth: int, eos: frozenset[int]) -> DraftTree:
-        """Without nodes deeper than `max_depth` and without what follows an end of sequence."""
+    def limited(
+        self, max_depth: int, eos: frozenset[int], vocabulary: int | None = None
+    ) -> DraftTree:
+        """What may be accepted.
+
+        Without nodes deeper than `max_depth`, what follows an end of sequence, and tokens that
+        the target cannot write, such as words of the prompt where it writes codes of an image.
+        """
         ends = torch.tensor([t in eos for t in self.tokens.tolist()])
-        ends[0] = False
+        odd = self.tokens < 0
+        if vocabulary is not None:
+            odd |= self.tokens >= vocabulary
+        ends[0] = odd[0] = False
         behind = (self.sees & ends).sum(1) - ends.long() > 0
+        behind |= (self.sees & odd).any(1)
         keep = ((self.depth <= max_depth) & ~behind).nonzero()[:, 0]
         if len(keep) == len(self.tokens):
             return self

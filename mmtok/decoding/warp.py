@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmtok.decoding.rules import one_hot
 from mmtok.decoding.tree import DraftTree
+from mmtok.errors import InputError
 
 Processors = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,24 +33,20 @@ def rows(
     def row(node: int) -> Tensor:
         path = tree.tokens[tree.path_to(node)].tolist()
         seen = torch.tensor([ids + path], device=logits.device)
-        scores = processors(seen, logits[node][None].float())[0]
+        scores = processors(seen, at_least_float(logits[node][None]))[0]
         if sample:
-            return scores.double().softmax(-1).cpu()
-        best = torch.zeros(len(scores), dtype=torch.float64)
-        best[int(scores.argmax())] = 1
-        return best
+            probabilities = scores.double().softmax(-1).cpu()
+            if not probabilities.sum() > 0:  # NaN as well
+                raise InputError(
+                    "the target's probabilities are not finite: the model gave NaN or infinity, "
+                    "or the logits processors left no token"
+                )
+            return probabilities
+        return one_hot(scores.double().cpu())
 
     return row
 
 
-def build(model: Any, config: Any, length: int, extra: Any) -> Processors:
-    """The processors stock `generate` would use for one row with a prompt of `length` tokens."""
-    from transformers import LogitsProcessorList
-
-    processors: Processors = model._get_logits_processor(
-        generation_config=config,
-        input_ids_seq_length=length,
-        logits_processor=LogitsProcessorList(extra or []),
-        device=model.device,
-    )
-    return processors
+def at_least_float(logits: Tensor) -> Tensor:
+    """Half precision widened; float32 and float64 as they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -9,12 +9,14 @@ logits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mmtok.decoding.base import Drafter, StepResult
+from mmtok.decoding.target import Target
 from mmtok.decoding.tree import DraftTree, Kind
 from mmtok.errors import InputError
 
@@ -61,6 +63,12 @@ class Recycling(Drafter):
     def kind(self) -> Kind:
         """Chosen, not drawn."""
         return "det"
+
+    def start(self, target: Target, ids: list[list[int]], seeds: Sequence[int]) -> None:
+        """Keep the table, unless it belongs to another vocabulary."""
+        size = target.model.config.get_text_config().vocab_size
+        if self.table is not None and len(self.table) != size:
+            self.table = None
 
     def propose(self, ids: list[list[int]], active: list[bool]) -> list[DraftTree]:
         """One tree per active row."""

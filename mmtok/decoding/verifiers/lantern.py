@@ -25,6 +25,7 @@ class Lantern(Verifier):
         near: (C, K) nearest codes of every code, from `mmtok.decoding.lossy.neighbours`.
         delta: probability that may be borrowed; above 1, (delta - 1) times the token's own.
         first: token id of code 0.
+        published: clear the neighbours of a rejected code as the authors' code does.
     """
 
     accepts: ClassVar[frozenset[Kind]] = frozenset[Kind]({"det", "chain", "jacobi", "wor"})
@@ -33,6 +34,7 @@ class Lantern(Verifier):
     near: Tensor | None = None
     delta: float = 0.1
     first: int = 0
+    published: bool = False
 
     def __post_init__(self) -> None:
         if self.near is None or self.near.ndim != 2:
@@ -46,4 +48,4 @@ class Lantern(Verifier):
     def level(self, p: Tensor, siblings: Tensor, q: Tensor | None) -> Level:
         """See `lossy.lantern`."""
         near = self.near if self.near is not None else siblings.new_zeros(0, 0)
-        return lossy.lantern(p, siblings, q, near, self.delta, self.first)
+        return lossy.lantern(p, siblings, q, near, self.delta, self.first, self.published)

@@ -1,0 +1,131 @@
+"""Prompts on their way into a target: masks, positions, pairs for guidance, and what is refused."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mmtok.errors import InputError
+
+Inputs = dict[str, Any]
+_ATTENTION = ("sdpa", "eager")
+_OURS = ("past_key_values", "inputs_embeds", "use_cache", "labels", "logits_to_keep")
+
+
+def attention_of(model: Any) -> str:
+    """The attention implementation of the part that decodes."""
+    return str(model.config.get_text_config(decoder=True)._attn_implementation)
+
+
+def check_model(model: Any) -> None:
+    """Refuse models that cannot score a tree.
+
+    Raises:
+        InputError: the model cannot take a mask, positions or a cache of ours.
+    """
+    name, text = type(model).__name__, model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder:
+        raise InputError(f"drafts need a decoder-only model, {name} has an encoder for the text")
+    takes = inspect.signature(model.forward).parameters
+    missing = [key for key in ("position_ids", "past_key_values") if key not in takes]
+    if missing or getattr(text, "alibi", False):
+        raise InputError(
+            f"trees need a model that takes positions and a cache, {name} does not "
+            f"({', '.join(missing) or 'ALiBi'})"
+        )
+    if (used := attention_of(model)) not in _ATTENTION:
+        raise InputError(
+            f"trees need attention that takes a mask, {' or '.join(_ATTENTION)}, "
+            f"this model runs {used!r}; load it with attn_implementation='sdpa'"
+        )
+
+
+def with_mask(inputs: Inputs) -> Inputs:
+    """The inputs as a dictionary with an attention mask; without one, every token counts.
+
+    Raises:
+        InputError: no tokens, or inputs that a loop of drafts makes itself.
+    """
+    given = {key: value for key, value in inputs.items() if value is not None}
+    if odd := [key for key in _OURS if key in given]:
+        raise InputError(f"inputs hold {', '.join(odd)}: decoding with drafts makes them itself")
+    tokens = given.get("input_ids")
+    if tokens is None or tokens.ndim != 2 or not tokens.numel():
+        raise InputError("inputs need input_ids (B, P), at least one token per prompt")
+    mask = given.setdefault("attention_mask", torch.ones_like(tokens))
+    if mask.shape != tokens.shape or not bool(mask[:, -1].all()):
+        raise InputError(
+            "prompts of a batch must be padded on the left, with an attention mask "
+            f"{tuple(tokens.shape)}, got {tuple(mask.shape)}"
+        )
+    return given
+
+
+def positioned(model: Any, inputs: Inputs) -> Inputs:
+    """The inputs with the position ids that stock `generate` would use, unless they bring some."""
+    full = with_mask(inputs)
+    if "position_ids" not in full:
+        prepare = model._prepare_position_ids_for_generation
+        full["position_ids"] = prepare(full["input_ids"], dict(full))
+    full["position_ids"] = full["position_ids"].expand(
+        *full["position_ids"].shape[:-2], *full["input_ids"].shape
+    )
+    return full
+
+
+def last_token(inputs: Inputs) -> Inputs:
+    """An unconditional prompt of one token, the last one of each row."""
+    return {key: inputs[key][:, -1:] for key in ("input_ids", "attention_mask")}
+
+
+def doubled(inputs: Inputs, negative: Inputs) -> Inputs:
+    """Both prompts in one batch, padded on the left; pixels of both, the first ones first.
+
+    Args:
+        inputs: from `positioned`.
+        negative: the same for the unconditional rows. What it lacks per token counts as 0.
+
+    Raises:
+        InputError: the batches differ in size, or their pixels do not fit together.
+    """
+    ids, other = inputs["input_ids"], negative["input_ids"]
+    if len(ids) != len(other):
+        raise InputError(f"{len(ids)} prompts need as many negative prompts, got {len(other)}")
+    width = max(ids.shape[1], other.shape[1])
+    out = dict(inputs)
+    for key in inputs.keys() | negative.keys():
+        first, second = inputs.get(key), negative.get(key)
+        if any(_per_token(x, y) for x, y in ((first, ids), (second, other))):
+            first = torch.zeros_like(ids) if first is None else first
+            second = torch.zeros_like(other) if second is None else second
+            both = [pad(x, (width - x.shape[-1], 0)) for x in _planes(first, second)]
+            out[key] = torch.cat(both, -2)
+        elif first is None or second is None:
+            out[key] = second if first is None else first
+        else:
+            out[key] = _joined(key, first, second)
+    return out
+
+
+def _per_token(value: Any, ids: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape[-2:] == ids.shape
+
+
+def _planes(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Position ids of one prompt may have planes where those of the other have not."""
+    lead = max(first.shape[:-2], second.shape[:-2], key=len)
+    return first.expand(*lead, *first.shape[-2:]), second.expand(*lead, *second.shape[-2:])
+
+
+def _joined(key: str, first: Any, second: Any) -> Any:
+    try:
+        return torch.cat([first, second])
+    except (TypeError, RuntimeError) as error:
+        raise InputError(
+            f"{key} of prompts and negative prompts do not fit together: "
+            "process both in one call of the processor and split the rows"
+        ) from error
