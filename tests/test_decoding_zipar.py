@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmtok.decoding import image_writer, zipar
+from mmtok.decoding import generate_zipar, image_writer
 from mmtok.decoding.zipar import Feed, Wavefront
 from mmtok.errors import InputError
 from tests.writers import GRID, MODELS, image_prompts, janus, stock_codes
@@ -23,7 +23,7 @@ GREEDY: dict[str, Any] = {"do_sample": False, "guidance_scale": 3.0}
 @pytest.mark.parametrize("name", MODELS)
 def test_a_window_of_a_whole_row_is_plain_decoding(name: str) -> None:
     writer = image_writer(MODELS[name](), **SIZE[name])
-    got = zipar(writer, image_prompts(), window=writer.width, **GREEDY)
+    got = generate_zipar(writer, image_prompts(), window=writer.width, **GREEDY)
     want = torch.tensor([stock_codes(name, row, 3.0) for row in (0, 1)])
     assert torch.equal(got.codes, writer.grid(want))
     assert got.target_forwards == writer.rows * writer.width
@@ -64,7 +64,7 @@ def test_every_code_sees_what_is_known_before_it() -> None:
     """Against forwards over the known codes alone, in reading order, with their true places."""
     writer, window = image_writer(janus()), 2
     inputs = image_prompts((1,))
-    got = zipar(writer, inputs, window=window, do_sample=False).codes[0]
+    got = generate_zipar(writer, inputs, window=window, do_sample=False).codes[0]
     prompt, width = inputs["input_ids"], writer.width
     start = janus().model.language_model.get_input_embeddings()(prompt)
 
@@ -92,9 +92,9 @@ def test_every_code_sees_what_is_known_before_it() -> None:
 def test_a_batch_is_its_images_one_by_one(name: str) -> None:
     model = MODELS[name]()
     options: dict[str, Any] = {"do_sample": True, "top_k": 5, **SIZE[name]}
-    both = zipar(model, image_prompts(), window=2, guidance_scale=2.0, **options)
+    both = generate_zipar(model, image_prompts(), window=2, guidance_scale=2.0, **options)
     for row in (0, 1):
-        alone = zipar(
+        alone = generate_zipar(
             model, image_prompts((row,)), window=2, guidance_scale=2.0, seed=row, **options
         )
         assert torch.equal(alone.codes[0], both.codes[row])
@@ -105,4 +105,4 @@ def test_a_batch_is_its_images_one_by_one(name: str) -> None:
 @pytest.mark.parametrize("window", [0, 5])
 def test_a_window_that_does_not_fit_is_refused(window: int) -> None:
     with pytest.raises(InputError, match=r"window must be in 1 \.\. 4"):
-        zipar(janus(), image_prompts(), window=window)
+        generate_zipar(janus(), image_prompts(), window=window)

@@ -29,7 +29,7 @@ _HERE = {
     "Generated": "mmtok.decoding.entry",
     "generate_images": "mmtok.decoding.images",
     "image_writer": "mmtok.decoding.visual",
-    "zipar": "mmtok.decoding.zipar",
+    "generate_zipar": "mmtok.decoding.zipar",
     "DraftTree": "mmtok.decoding.tree",
     "Drafter": "mmtok.decoding.base",
     "Verifier": "mmtok.decoding.base",

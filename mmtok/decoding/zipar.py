@@ -102,7 +102,7 @@ class Wavefront:
         return feeds
 
 
-def zipar(
+def generate_zipar(
     model: Any,
     inputs: Inputs,
     *,
