@@ -45,6 +45,7 @@ def test_a_tree_scores_like_its_paths_before_and_after_compaction(
                 want = model(torch.tensor([ids[r] + path])).logits[0, -1]
                 if scale != 1:
                     other = model(torch.tensor([starts[r] + path])).logits[0, -1]
+                    want, other = want.log_softmax(-1), other.log_softmax(-1)
                     want = other + scale * (want - other)
                 torch.testing.assert_close(logits[r, node], want, rtol=0, atol=1e-4)
             new = TREE.tokens[kept[r]].tolist()

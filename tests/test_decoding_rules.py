@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,81 +12,59 @@ from mmtok.decoding.rules import Level
 from mmtok.decoding.verifiers.chain import Chain
 from mmtok.decoding.verifiers.typical import Typical
 from mmtok.errors import InputError
+from tests.laws import rule_pairs, stale_row, worst
 
-PAIRS = 200
 EXACT = 1e-12
 VISIBLE = 0.05  # a bias this large, somewhere among the pairs, counts as seen
+ALL = rule_pairs(200)
+SOME = {1: ALL, 2: ALL, 3: ALL[::7], 4: ALL[::23]}  # the benchmark takes all for 3 as well
 
 
-def pairs() -> list[tuple[Tensor, Tensor]]:
-    rng = np.random.default_rng(7)
-    found = []
-    for i in range(PAIRS):
-        size = int(rng.integers(4, 9))
-        rows = rng.dirichlet(np.full(size, 0.5), 2)
-        if i % 4 == 0:
-            rows[int(rng.integers(2)), rng.choice(size, 2, replace=False)] = 0
-        if i % 10 == 1:
-            rows[1] = rows[0]
-        p, q = torch.tensor(rows / rows.sum(1, keepdims=True))
-        found.append((p, q))
-    return found
-
-
-def draws(q: Tensor, k: int, kind: str) -> list[tuple[Tensor, float]]:
-    """Every ordered tuple of siblings with its probability."""
-    values, found = q.tolist(), []
-    for order in itertools.product(range(len(values)), repeat=k):
-        if kind == "det":
-            best = tuple(q.argsort(descending=True, stable=True)[:k].tolist())
-            chance = float(order == best)
-        elif kind == "wor":
-            chance, left = float(len(set(order)) == k), 1.0
-            for token in order if chance else ():
-                chance *= values[token] / left if left > 1e-9 else 0
-                left -= values[token]
-        else:
-            chance = float(np.prod([values[t] for t in order]))
-        if chance > 0:
-            found.append((torch.tensor(order), chance))
-    return found
-
-
-def worst(rule, kind: str, k: int, stride: int = 1) -> float:
-    error = 0.0
-    for p, q in pairs()[::stride]:
-        if kind == "wor" and int((q > 0).sum()) < k:
-            continue
-        law = torch.zeros_like(p)
-        for siblings, chance in draws(q, k, kind):
-            law += chance * rule(p, siblings, q).law(siblings)
-        error = max(error, float((law - p).abs().sum() / 2))
-    return error
+def test_the_pairs_are_as_hard_as_they_should_be():
+    assert {len(p) for p, _ in ALL} == {4, 5, 6, 7, 8}
+    assert sum(bool((p == 0).any() or (q == 0).any()) for p, q in ALL) >= 50
+    assert sum(torch.equal(p, q) for p, q in ALL) == 20
+    assert sum(bool((q[q > 0] < 1e-12).any()) for _, q in ALL) >= 10
 
 
 def test_chain_reproduces_the_target():
-    assert worst(rules.chain, "chain", 1) < EXACT
+    assert worst(rules.chain, "chain", 1, ALL) < EXACT
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_recursive_reproduces_the_target(k):
-    assert worst(rules.recursive, "wor", k, stride=1 if k < 3 else 4) < EXACT
+    assert worst(rules.recursive, "wor", k, SOME[k]) < EXACT
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_kseq_reproduces_the_target(k):
-    assert worst(rules.kseq, "iid", k, stride=1 if k < 3 else 10) < EXACT
+    assert worst(rules.kseq, "iid", k, SOME[k]) < EXACT
 
 
-@pytest.mark.parametrize("kind", ["det", "iid", "wor"])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_deterministic_reproduces_the_target_for_chosen_siblings(k):
+    assert worst(lambda p, s, q: rules.deterministic(p, s), "det", k, ALL) < EXACT
+
+
+@pytest.mark.parametrize("kind", ["iid", "wor"])
 @pytest.mark.parametrize("k", [1, 2])
-def test_deterministic_reproduces_the_target_for_every_kind(kind, k):
-    assert worst(lambda p, s, q: rules.deterministic(p, s), kind, k) < EXACT
+def test_deterministic_reproduces_the_target_for_drawn_siblings(kind, k):
+    assert worst(lambda p, s, q: rules.deterministic(p, s), kind, k, ALL) < EXACT
+
+
+def test_a_kept_or_redrawn_guess_has_the_law_of_its_new_row():
+    for p, q in ALL:
+        law = torch.zeros_like(p)
+        for token in q.nonzero()[:, 0]:
+            keep = rules.ratio(p, q, token)
+            law[token] += q[token] * keep
+            law += q[token] * (1 - keep) * rules.residual(p, q)
+        assert float((law - p).abs().sum() / 2) < EXACT
 
 
 @pytest.mark.parametrize("k", [1, 4])
 def test_greedy_emits_the_argmax(k):
-    for p, q in pairs():
+    for p, q in ALL:
         siblings = q.argsort(descending=True)[:k]
         law = rules.greedy(p, siblings).law(siblings)
         assert law[p.argmax()] == 1
@@ -98,15 +73,6 @@ def test_greedy_emits_the_argmax(k):
 
 def ratio_on_argmax(p: Tensor, siblings: Tensor, q: Tensor) -> Level:
     return rules.chain(p, siblings, q)
-
-
-def stale_q(p: Tensor, siblings: Tensor, q: Tensor) -> Level:
-    """Recursive rejection that forgets to renormalise q behind a rejected sibling."""
-    accept = []
-    for token in siblings:
-        accept.append(rules.ratio(p, q, token))
-        p = rules.residual(p, q)
-    return Level(torch.stack(accept), p)
 
 
 def no_residual(p: Tensor, siblings: Tensor, q: Tensor) -> Level:
@@ -125,7 +91,7 @@ def kept_tail(p: Tensor, siblings: Tensor, q: Tensor) -> Level:
     ("rule", "kind", "k"),
     [
         (ratio_on_argmax, "det", 1),
-        (stale_q, "wor", 2),
+        (stale_row, "wor", 2),
         (rules.kseq, "wor", 2),
         (no_residual, "chain", 1),
         (uniform_fallback, "chain", 1),
@@ -133,7 +99,7 @@ def kept_tail(p: Tensor, siblings: Tensor, q: Tensor) -> Level:
     ],
 )
 def test_a_wrong_rule_is_seen(rule, kind, k):
-    assert worst(rule, kind, k) > VISIBLE
+    assert worst(rule, kind, k, ALL) > VISIBLE
 
 
 def test_draw_follows_the_weights_and_never_hits_a_zero():
@@ -152,7 +118,7 @@ def test_a_draft_its_own_row_excludes_is_refused():
 
 def test_lossy_rules_have_a_total_variation_and_become_exact_without_slack():
     near = lossy.neighbours(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), 7)
-    for p, q in pairs()[:40]:
+    for p, q in ALL[:40]:
         first = next(int(t) for t in q.nonzero())
         token = torch.tensor([first])
         small = near[: len(p)].clamp(max=len(p) - 1)
@@ -165,11 +131,11 @@ def test_lossy_rules_have_a_total_variation_and_become_exact_without_slack():
         torch.testing.assert_close(grouped.accept, exact.accept)
         torch.testing.assert_close(grouped.rest, exact.rest)
         assert total_variation(Chain(), p, q) < EXACT
-    assert max(total_variation(Typical(), p, q) for p, q in pairs()) > VISIBLE
+    assert max(total_variation(Typical(), p, q) for p, q in ALL) > VISIBLE
 
 
 def test_rollback_without_tolerance_is_greedy():
-    for p, q in pairs():
+    for p, q in ALL:
         siblings = q.argsort(descending=True)[:2]
         strict, greedy = lossy.rollback(p, siblings, 0.0), rules.greedy(p, siblings)
         assert torch.equal(strict.law(siblings), greedy.law(siblings))
