@@ -106,7 +106,12 @@ def processors(
                 f"{type(processor).__name__} remembers its calls, which a tree of drafts makes in "
                 "another order; for guidance use guidance_scale= and negative="
             )
-    run: Callable[[Tensor, Tensor], Tensor] = made
+
+    def run(ids: Tensor, scores: Tensor) -> Tensor:
+        for processor in made:  # the list itself inspects every one of them in every call
+            scores = processor(ids, scores)
+        return scores
+
     return run
 
 

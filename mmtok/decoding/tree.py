@@ -41,14 +41,18 @@ class DraftTree:
     q: Tensor | None = None
 
     def __post_init__(self) -> None:
-        n = len(self.tokens)
-        order = torch.arange(n)
-        if not n or self.parent.shape != (n,) or self.parent[0] != -1:
+        n, parents = len(self.tokens), self._parents
+        if not n or len(parents) != n or parents[0] != -1:
             raise InputError("a draft tree needs a root with parent -1 and one parent per token")
-        if (self.parent >= order).any() or (self.parent[1:] < 0).any():
+        if not all(0 <= parent < node for node, parent in enumerate(parents[1:], 1)):
             raise InputError("a draft tree lists parents before their children, and one root")
         if (self.q is None) != (self.kind == "det") or (self.q is not None and len(self.q) != n):
             raise InputError("a draft tree has one row of q per node, and none if kind is 'det'")
+
+    @cached_property
+    def _parents(self) -> list[int]:
+        parents: list[int] = self.parent.tolist()  # lists: trees are small, tensors are slow
+        return parents
 
     @classmethod
     def root(cls, token: int) -> DraftTree:
@@ -62,10 +66,9 @@ class DraftTree:
 
     @cached_property
     def _children(self) -> list[list[int]]:
-        below: list[list[int]] = [[] for _ in self.tokens]
-        for node, parent in enumerate(self.parent.tolist()):
-            if parent >= 0:
-                below[parent].append(node)
+        below: list[list[int]] = [[] for _ in self._parents]
+        for node, parent in enumerate(self._parents[1:], 1):
+            below[parent].append(node)
         return below
 
     def children(self, node: int) -> list[int]:
@@ -73,22 +76,32 @@ class DraftTree:
         return self._children[node]
 
     @cached_property
+    def _depths(self) -> list[int]:
+        depths = [0]
+        for parent in self._parents[1:]:
+            depths.append(depths[parent] + 1)
+        return depths
+
+    @property
     def depth(self) -> Tensor:
         """(n,) int64, 0 for the root."""
-        return self.sees.sum(1) - 1
+        return torch.tensor(self._depths)
 
     @cached_property
     def sees(self) -> Tensor:
         """(n, n) bool: row i marks node i and its ancestors."""
-        sees = torch.eye(len(self.tokens), dtype=torch.bool)
-        for node, parent in enumerate(self.parent.tolist()):
-            if parent >= 0:
-                sees[node] |= sees[parent]
+        sees = torch.eye(len(self._parents), dtype=torch.bool)
+        for node, parent in enumerate(self._parents[1:], 1):
+            sees[node] |= sees[parent]
         return sees
 
     def path_to(self, node: int) -> list[int]:
         """Nodes from below the root down to `node`."""
-        return [int(i) for i in self.sees[node].nonzero()[1:, 0]]
+        path = []
+        while node:
+            path.append(node)
+            node = self._parents[node]
+        return path[::-1]
 
     def limited(
         self, max_depth: int, eos: frozenset[int], vocabulary: int | None = None
@@ -98,17 +111,16 @@ class DraftTree:
         Without nodes deeper than `max_depth`, what follows an end of sequence, and tokens that
         the target cannot write, such as words of the prompt where it writes codes of an image.
         """
-        ends = torch.tensor([t in eos for t in self.tokens.tolist()])
-        odd = self.tokens < 0
-        if vocabulary is not None:
-            odd |= self.tokens >= vocabulary
-        ends[0] = odd[0] = False
-        behind = (self.sees & ends).sum(1) - ends.long() > 0
-        behind |= (self.sees & odd).any(1)
-        keep = ((self.depth <= max_depth) & ~behind).nonzero()[:, 0]
-        if len(keep) == len(self.tokens):
+        tokens, size = self.tokens.tolist(), float("inf") if vocabulary is None else vocabulary
+        kept, place = [0], {0: 0}
+        for node, parent in enumerate(self._parents[1:], 1):
+            ended = parent > 0 and tokens[parent] in eos
+            fits = self._depths[node] <= max_depth and 0 <= tokens[node] < size
+            if parent in place and fits and not ended:
+                place[node] = len(kept)
+                kept.append(node)
+        if len(kept) == len(tokens):
             return self
-        place = torch.full((len(self.tokens) + 1,), -1)
-        place[keep] = torch.arange(len(keep))
-        q = None if self.q is None else self.q[keep]
-        return DraftTree(self.tokens[keep], place[self.parent[keep]], self.kind, q)
+        parents = [-1, *(place[self._parents[node]] for node in kept[1:])]
+        q = None if self.q is None else self.q[kept]
+        return DraftTree(self.tokens[kept], torch.tensor(parents), self.kind, q)
