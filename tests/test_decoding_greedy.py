@@ -6,15 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessorList
-from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from mmtok.decoding import Drafter, generate
 from mmtok.decoding.drafters.draftmodel import DraftModel
 from mmtok.decoding.drafters.dyspec import DySpec
 from mmtok.decoding.drafters.rsdc import RSDC
 from mmtok.decoding.drafters.rsds import RSDS
-from tests.conftest import batch, tiny_model
 from tests.decoders import emu3, llama, near, plain, prompts, row
 
 NEW = 32
@@ -116,34 +113,6 @@ def test_processors_that_read_the_text_see_each_nodes_own_path() -> None:
     options = {**GREEDY, "repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tokens": 4}
     want = model.generate(**inputs, **options, pad_token_id=0)
     got = generate(model, inputs, drafter=DraftModel(model=model), **options)
-    assert torch.equal(got.sequences, want)
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl"])
-@pytest.mark.parametrize("rows", [(0,), (0, 1)], ids=["one", "ragged"])
-def test_models_with_images_in_front(family: str, rows: tuple[int, ...]) -> None:
-    model, _ = tiny_model(family)
-    options = {"max_new_tokens": 12, "do_sample": False}
-    want = model.generate(**batch(family, "image", rows), **options)
-    got = generate(model, batch(family, "image", rows), drafter="recycling", **options)
-    assert torch.equal(got.sequences, want)
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_images_with_guidance_equal_stock_guidance_without_drafts(family: str) -> None:
-    model, _ = tiny_model(family)
-    inputs = batch(family, "image", (0,))
-    negative = {"input_ids": torch.tensor([[1, 40, 41, 42]])}
-    options = {"max_new_tokens": 10, "do_sample": False}
-    got = generate(
-        model, inputs, drafter="lookup(ngram=1)", guidance_scale=2.0, negative=negative, **options
-    )
-    processor = UnbatchedClassifierFreeGuidanceLogitsProcessor(
-        2.0, model, unconditional_ids=negative["input_ids"], use_cache=False
-    )
-    want = model.generate(
-        **batch(family, "image", (0,)), **options, logits_processor=LogitsProcessorList([processor])
-    )
     assert torch.equal(got.sequences, want)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,7 +75,7 @@ class Letters:
         return "".join(tokens)
 
     def __call__(self, text: str, **_: Any) -> Any:
-        return SimpleNamespace(input_ids=[ord(c) - 97 for c in text])
+        return {"input_ids": [ord(c) - 97 for c in text]}
 
 
 def test_stop_strings_and_a_time_limit_end_rows() -> None:
@@ -94,7 +93,7 @@ def test_stop_strings_and_a_time_limit_end_rows() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_return_sequences": 2}, "num_return_sequences=2"),
+        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2"),
         ({"num_beams": 3}, "num_beams=3"),
         ({"return_dict_in_generate": True}, "return_dict_in_generate=True"),
         ({"output_scores": True}, "output_scores=True"),
