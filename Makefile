@@ -46,6 +46,7 @@ bench:
 	$(BIN)/python benchmarks/lfq_memory.py
 	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/eval.py
+	$(BIN)/python benchmarks/decoding_law.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -13,7 +13,7 @@ from mmtok.errors import InputError
 
 Inputs = dict[str, Any]
 _ATTENTION = ("sdpa", "eager")
-_OURS = ("past_key_values", "inputs_embeds", "use_cache", "labels", "logits_to_keep")
+_OURS = ("past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
 
 
 def attention_of(model: Any) -> str:
@@ -50,7 +50,7 @@ def with_mask(inputs: Inputs) -> Inputs:
     Raises:
         InputError: no tokens, or inputs that a loop of drafts makes itself.
     """
-    given = {key: value for key, value in inputs.items() if value is not None}
+    given = {key: v for key, v in inputs.items() if v is not None and key != "labels"}
     if odd := [key for key in _OURS if key in given]:
         raise InputError(f"inputs hold {', '.join(odd)}: decoding with drafts makes them itself")
     tokens = given.get("input_ids")

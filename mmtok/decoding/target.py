@@ -74,11 +74,9 @@ class Target:
         out = self.model(**full, past_key_values=self.cache.stock, use_cache=True)
         self.forwards += 1
         self.cache.check(filled=True)
-        positions = full["position_ids"]
-        self._planes = positions.shape[:-2]
         self.length = mask.long().sum(1)
-        last = positions[..., -1].reshape(-1, len(mask)).amax(0)
-        self.offset = last.to(self.length) + 1 - self.length
+        # (..., B): M-RoPE has planes, each of which goes on from where it is
+        self._ahead = full["position_ids"][..., -1] + 1 - self.length
         return self.guide(out.logits[:, -1:])[:, 0]
 
     def score(self, trees: list[DraftTree]) -> Tensor:
@@ -112,8 +110,7 @@ class Target:
             dtype = self.model.dtype
             floor = torch.finfo(dtype).min
             mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, floor)
-        positions = (self.length + self.offset)[:, None] + depth
-        positions = positions.expand(*self._planes, -1, -1)
+        positions = (self.length + self._ahead)[..., None] + depth
         out = self.model(
             input_ids=tokens,
             attention_mask=mask,
