@@ -13,7 +13,9 @@ VOCABULARY = 24
 
 
 @cache
-def llama(seed: int = 0, *, vocabulary: int = VOCABULARY, attention: str = "sdpa") -> Any:
+def llama(
+    seed: int = 0, *, vocabulary: int = VOCABULARY, attention: str = "sdpa", layers: int = 2
+) -> Any:
     """A random Llama whose outputs repeat themselves now and then, as text does."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -22,7 +24,7 @@ def llama(seed: int = 0, *, vocabulary: int = VOCABULARY, attention: str = "sdpa
         vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
@@ -117,5 +119,24 @@ def near(seed: int = 0, *, vocabulary: int = VOCABULARY, noise: float = 0.05) ->
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
+            weight += noise * torch.randn(weight.shape, generator=generator)
+    return model
+
+
+@cache
+def fading(
+    seed: int = 0, *, vocabulary: int = VOCABULARY, attention: str = "sdpa", noise: float = 0.0
+) -> Any:
+    """A Llama of four layers of which the last three say little, so that early exits agree.
+
+    With `noise`, a draft model that mostly agrees with it.
+    """
+    model = copy.deepcopy(llama(seed, vocabulary=vocabulary, attention=attention, layers=4))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in model.model.layers[1:]:
+            layer.self_attn.o_proj.weight *= 0.3
+            layer.mlp.down_proj.weight *= 0.3
+        for weight in model.parameters() if noise else ():
             weight += noise * torch.randn(weight.shape, generator=generator)
     return model

@@ -17,11 +17,17 @@ from torch import Tensor
 
 from mmtok.decoding import Drafter, DraftTree, Verifier, generate, rules
 from mmtok.decoding.base import drawn_from
+from mmtok.decoding.drafters.aded import ADED
+from mmtok.decoding.drafters.bild import BiLD
 from mmtok.decoding.drafters.draftmodel import DraftModel
+from mmtok.decoding.drafters.dynamicexit import DynamicExit
 from mmtok.decoding.drafters.dyspec import DySpec
+from mmtok.decoding.drafters.earlyexit import EarlyExit
 from mmtok.decoding.drafters.jacobi import Jacobi
+from mmtok.decoding.drafters.rasd import RASD
 from mmtok.decoding.drafters.rsdc import RSDC
 from mmtok.decoding.drafters.rsds import RSDS
+from mmtok.decoding.drafters.s2d import S2D
 from mmtok.decoding.drafters.spectr import SpecTr
 from mmtok.decoding.tree import Kind
 from tests.decoders import llama, near
@@ -29,6 +35,7 @@ from tests.decoders import llama, near
 VOCABULARY, LENGTH, BATCH, EOS = 5, 4, 1024, 4
 PROMPT = [1, 3, 0, 2, 1, 3]
 SCALE, TEMPERATURE, TOP_K = 2.0, 4.0, 4  # flat enough for a hundred cells
+CORPUS = [torch.randint(4, (300,), generator=torch.Generator().manual_seed(0)).tolist()]
 EXACT, CAUGHT = 4.0, 10.0
 
 
@@ -120,6 +127,24 @@ PAIRS: dict[str, Pair] = {
     ),
     "jacobi (SJD), chain": lambda: (Jacobi(window=3, coupled=False, temperature=2.0), "chain"),
     "jacobi (MC-SJD), chain": lambda: (Jacobi(window=3, temperature=2.0), "chain"),
+    "aded, deterministic": lambda: (
+        ADED(iterations=20, gain=0.5, corpus=CORPUS),
+        "deterministic",
+    ),
+    "rasd, deterministic": lambda: (
+        RASD(base="recycling(successors=2, children=(2,))", corpus=CORPUS),
+        "deterministic",
+    ),
+    "bild, deterministic": lambda: (
+        BiLD(model=draft_model(), fallback=0.3),
+        "deterministic",
+    ),
+    "s2d, deterministic": lambda: (S2D(model=draft_model(), exits=(1,)), "deterministic"),
+    "earlyexit, chain": lambda: (EarlyExit(exit=1, temperature=2.0), "chain"),
+    "dynamicexit, deterministic": lambda: (
+        DynamicExit(layers=(1,), prior=0.9),
+        "deterministic",
+    ),
 }
 
 

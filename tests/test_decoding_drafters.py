@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmtok.decoding import DraftTree, StepResult, lossy, rules
+from mmtok.decoding import DraftTree, StepResult, generate
 from mmtok.decoding.base import Verdict
+from mmtok.decoding.drafters.bild import BiLD
 from mmtok.decoding.drafters.lookup import Lookup
 from mmtok.decoding.drafters.recycling import Recycling
 from mmtok.decoding.growth import Beam, Branching, Growth, Heap
+from tests.decoders import llama, near, prompts
 from tests.golden import GOLDEN, needs_golden
 from tests.test_decoding_golden import cases
 
@@ -140,41 +142,80 @@ def children(parent: list[int]) -> list[int]:
     return [parent.count(i) for i in range(max(parent) + 1)]
 
 
+def table_model(logits: Tensor) -> Any:
+    """A Llama whose logits (V, V) depend on the last token alone, up to rounding."""
+    base = llama(vocabulary=len(logits))
+    width = 4 * -(-len(logits) // 4)
+    config = type(base.config)(**{**base.config.to_dict(), "hidden_size": width, "head_dim": 8})
+    model = type(base)(config).eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(len(logits), width))
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[:, : len(logits)] = logits.T / width**0.5  # the norm's factor
+    return model
+
+
+class Watched(BiLD):
+    """Notes what is there in front of every draft: tokens, rollbacks, and calls of the model."""
+
+    def start(self, *given: Any) -> None:
+        self.undone = 0
+        self.seen: list[tuple[list[int], int, int, list[int]]] = []
+        super().start(*given)
+
+    def propose(self, ids: list[list[int]], active: list[bool]) -> list[DraftTree]:
+        before = self.forwards - 1  # the prompt
+        trees = super().propose(ids, active)
+        self.seen.append((ids[0].copy(), self.undone, before, trees[0].tokens[1:].tolist()))
+        return trees
+
+    def observe(self, results: list[StepResult | None]) -> None:
+        super().observe(results)
+        self.undone += sum(self._undone)
+
+
 @needs_golden
 @pytest.mark.parametrize("case", range(3))
 def test_fallback_and_rollback_reproduce_a_published_run(case: int) -> None:
     x, y, params = list(cases("bild_run"))[case]
-    small, large = (x[f"{name}_logits"].softmax(-1) for name in ("small", "large"))
-    tokens, calls, undone = [1], {"large": 0, "small": 0}, 0
-    limit, iters = params["max_length"], params.get("num_small_iters", 10)
+    small, large = (table_model(x[f"{name}_logits"]) for name in ("small", "large"))
+    count = params.get("num_small_iters", 10)
+    drafter = Watched(model=small, fallback=params["fallback"], tokens=count)
+    generate(
+        large,
+        {"input_ids": torch.tensor([[1]])},
+        drafter=drafter,
+        verifier=f"rollback(tau={params['rollback']})",
+        do_sample=False,
+        max_new_tokens=params["max_length"] + count,
+    )
+    # theirs ends in the middle of a draft, which the large model does not see any more
+    ids, undone, calls, draft = drafter.seen[int(y["n_large"]) - 1]
+    left = params["max_length"] - len(ids)
+    assert ids + draft[:left] == y["tokens"].tolist()
+    assert undone == int(y["n_rollback"])
+    assert calls + left == int(y["n_small"])
 
-    def judge(start: int) -> int | None:
-        """First draft from `start` on that the large model takes back."""
-        for i in range(start, len(tokens)):
-            draft = torch.tensor([tokens[i]])
-            if lossy.rollback(large[tokens[i - 1]], draft, params["rollback"]).accept[0] == 0:
-                return i
-        return None
 
-    start, drafts = 1, 0
-    while len(tokens) < limit:
-        calls["large"] += 1
-        if (bad := judge(start)) is not None:
-            undone += 1
-            tokens[bad:] = [
-                int(rules.greedy(large[tokens[bad - 1]], torch.tensor([0])).rest.argmax())
-            ]
-            start = len(tokens)
-            continue
-        tokens.append(int(large[tokens[-1]].argmax()))
-        start, drafts = len(tokens), 0
-        while len(tokens) < limit and drafts < iters:
-            calls["small"] += 1
-            if float(small[tokens[-1]].max()) < params["fallback"]:
-                break
-            tokens.append(int(small[tokens[-1]].argmax()))
-            drafts += 1
-    want: dict[str, Any] = {k: v.tolist() for k, v in y.items()}
-    assert tokens == want["tokens"]
-    assert undone == want["n_rollback"][0]
-    assert calls["large"] == want["n_large"][0]
+def test_rollback_keeps_what_greedy_decoding_rejects() -> None:
+    runs = [
+        generate(
+            llama(),
+            prompts([9, 4]),
+            drafter=BiLD(model=near(noise=0.1), fallback=0.0, tokens=4),
+            verifier=verifier,
+            do_sample=False,
+            max_new_tokens=24,
+            measure_tv=True,
+        )
+        for verifier in ("greedy", "rollback(tau=0)", "rollback(tau=3)")
+    ]
+    assert torch.equal(runs[0].sequences, runs[1].sequences)
+    assert runs[0].stats.mean_tv == runs[1].stats.mean_tv == 0
+    assert runs[2].stats.accepted_per_step > runs[0].stats.accepted_per_step
+    assert not torch.equal(runs[2].sequences, runs[0].sequences)
+    assert (runs[2].stats.mean_tv or 0) > 0
+    assert not runs[2].stats.lossless

@@ -10,10 +10,15 @@ import torch
 from mmtok.cli.listing import inventory
 from mmtok.decoding import DraftTree, Target, generate, verifier_registry
 from mmtok.decoding.base import check_pair
+from mmtok.decoding.drafters.aded import ADED
+from mmtok.decoding.drafters.bild import BiLD
 from mmtok.decoding.drafters.draftmodel import DraftModel
+from mmtok.decoding.drafters.earlyexit import EarlyExit
 from mmtok.decoding.drafters.jacobi import Jacobi
 from mmtok.decoding.drafters.lookup import Lookup
+from mmtok.decoding.drafters.rasd import RASD
 from mmtok.decoding.drafters.rsdc import RSDC
+from mmtok.decoding.drafters.s2d import S2D
 from mmtok.decoding.drafters.spectr import SpecTr
 from mmtok.decoding.lossy import neighbours
 from mmtok.decoding.verifiers.gsd import GSD
@@ -72,8 +77,13 @@ def test_the_cache_gives_its_holes_back() -> None:
         lambda: DraftModel(model=near()),
         lambda: RSDC(model=near()),
         lambda: Jacobi(window=4),
+        lambda: BiLD(model=near(), fallback=0.2),
+        lambda: S2D(model=near(), exits=(1,), threshold=0.3),
+        lambda: EarlyExit(temperature=1.0),
+        lambda: ADED(gain=1.0),
+        lambda: RASD(base="lookup"),
     ],
-    ids=["recycling", "draftmodel", "rsdc", "jacobi"],
+    ids=["recycling", "draftmodel", "rsdc", "jacobi", "bild", "s2d", "earlyexit", "aded", "rasd"],
 )
 def test_a_row_draws_the_same_in_every_batch(drafter: Any) -> None:
     inputs = prompts([9, 4, 6])
@@ -228,9 +238,9 @@ def test_a_streamer_and_a_stopping_criterion_see_every_token() -> None:
 
 def test_methods_are_listed() -> None:
     found = inventory()
-    assert {"lookup", "recycling", "draftmodel", "rsdc", "rsds", "dyspec", "jacobi"} <= set(
-        found["drafters"]
-    )
+    fixed = {"lookup", "recycling", "draftmodel", "rsdc", "rsds", "dyspec", "spectr", "jacobi"}
+    fixed |= {"aded", "rasd", "earlyexit", "dynamicexit", "s2d", "bild"}
+    assert fixed <= set(found["drafters"])
     assert {"greedy", "chain", "recursive", "kseq", "deterministic", "lantern", "gsd"} <= set(
         found["verifiers"]
     )

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
 from mmtok.decoding import Drafter, generate
+from mmtok.decoding.drafters.aded import ADED
+from mmtok.decoding.drafters.bild import BiLD
 from mmtok.decoding.drafters.draftmodel import DraftModel
 from mmtok.decoding.drafters.dyspec import DySpec
+from mmtok.decoding.drafters.rasd import RASD
 from mmtok.decoding.drafters.rsdc import RSDC
 from mmtok.decoding.drafters.rsds import RSDS
 from tests.decoders import emu3, llama, near, plain, prompts, row
 
 NEW = 32
+
+
+@cache
+def told() -> list[list[int]]:
+    """Texts much like what is to be drafted."""
+    ids = row(prompts([9]), 0)["input_ids"][0].tolist()
+    return [plain(llama(), ids, NEW, scale=scale) for scale in (1.0, 2.0)]
+
+
 DRAFTERS = {
     "lookup": lambda: "lookup",
     "recycling": lambda: "recycling",
@@ -24,6 +37,10 @@ DRAFTERS = {
     "rsdc": lambda: RSDC(model=near()),
     "rsds": lambda: RSDS(model=near()),
     "dyspec": lambda: DySpec(model=near()),
+    "bild": lambda: BiLD(model=near(), fallback=0.3),
+    "aded": lambda: ADED(corpus=told()),
+    "rasd": lambda: "rasd",
+    "rasd_model": lambda: RASD(base=RSDC(model=near(), temperature=0.0)),
 }
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": NEW}
 
@@ -80,7 +97,7 @@ def test_stock_assisted_generation_is_wrong_under_guidance_and_ours_is_not() -> 
     assert stock_wrong >= 3
 
 
-@pytest.mark.parametrize("name", ["recycling", "rsds", "jacobi"])
+@pytest.mark.parametrize("name", ["recycling", "rsds", "jacobi", "bild", "aded", "rasd"])
 def test_end_of_sequence_inside_a_draft(name: str) -> None:
     model, inputs = llama(), prompts([9, 4])
     ids = [row(inputs, r)["input_ids"][0].tolist() for r in range(2)]

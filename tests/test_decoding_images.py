@@ -25,6 +25,10 @@ SIZE: dict[str, dict[str, int]] = {
 DRAFTERS: dict[str, Any] = {
     "lookup": lambda name: "lookup(ngram=1)",
     "recycling": lambda name: "recycling",
+    "rasd": lambda name: "rasd",
+    "aded": lambda name: "aded",
+    "earlyexit": lambda name: "earlyexit",
+    "dynamicexit": lambda name: "dynamicexit(tokens=2)",
     "jacobi": lambda name: Jacobi(window=4),
     "draftmodel": lambda name: DraftModel(model=image_writer(MODELS[name](1), **SIZE[name])),
     "rsds": lambda name: RSDS(model=image_writer(MODELS[name](1), **SIZE[name])),

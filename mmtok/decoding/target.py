@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmtok.decoding.cache import RaggedCache
+from mmtok.decoding.layers import watching
 from mmtok.decoding.prompts import (
     Inputs,
     attention_of,
@@ -35,6 +36,10 @@ class Target:
 
     Attributes:
         forwards: calls of the model so far.
+        length: (B,) committed tokens of each row.
+        ahead: by how much positions run ahead of them, as behind images; (B,) or (planes, B).
+        watched: layers, counted from 1, whose outputs are kept.
+        seen: those outputs (B, n, D) of the last tree; twice the rows with guidance.
 
     Raises:
         InputError: the model cannot take a mask, positions or a cache of ours.
@@ -44,6 +49,8 @@ class Target:
         check_model(model)
         self.model, self.scale, self.forwards = model, guidance_scale, 0
         self._additive = attention_of(model) == "eager"
+        self.watched: tuple[int, ...] = ()
+        self.seen: dict[int, Tensor] = {}
 
     @property
     def guided(self) -> bool:
@@ -76,7 +83,7 @@ class Target:
         self.cache.check(filled=True)
         self.length = mask.long().sum(1)
         # (..., B): M-RoPE has planes, each of which goes on from where it is
-        self._ahead = full["position_ids"][..., -1] + 1 - self.length
+        self.ahead = full["position_ids"][..., -1] + 1 - self.length
         return self.guide(out.logits[:, -1:])[:, 0]
 
     def score(self, trees: list[DraftTree]) -> Tensor:
@@ -110,14 +117,15 @@ class Target:
             dtype = self.model.dtype
             floor = torch.finfo(dtype).min
             mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, floor)
-        positions = (self.length + self._ahead)[..., None] + depth
-        out = self.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache.stock,
-            use_cache=True,
-        )
+        positions = (self.length + self.ahead)[..., None] + depth
+        with watching(self.model, self.watched) as self.seen:
+            out = self.model(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self.cache.stock,
+                use_cache=True,
+            )
         self.forwards += 1
         self.cache.tail += tokens.shape[1]
         return self.guide(out.logits)

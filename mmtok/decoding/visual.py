@@ -13,6 +13,7 @@ and holds no decoder for them, so codes come out and pixels do not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from types import SimpleNamespace
@@ -119,8 +120,8 @@ class ImageWriter:
 class _Janus(ImageWriter):
     def __init__(self, model: Any, rows: int | None, columns: int | None) -> None:
         total = model.model.vision_model.config.num_image_tokens
-        size = codebook(model)
-        super().__init__(model, codes=size, **_square(total, rows, columns))
+        side = _side(total, rows, columns)
+        super().__init__(model, codes=codebook(model), rows=side, columns=side)
 
     def embed(self, codes: Tensor) -> Tensor:
         embedded: Tensor = self.model.prepare_embeddings_for_image_generation(codes)
@@ -184,7 +185,8 @@ class _Chameleon(_Words):
     def __init__(self, model: Any, rows: int | None, columns: int | None) -> None:
         vq = model.config.vq_config
         side = vq.resolution // 2 ** (len(vq.channel_multiplier) - 1)
-        super().__init__(model, _words(model), **_square(side * side, rows, columns))
+        side = _side(side * side, rows, columns)
+        super().__init__(model, _words(model), rows=side, columns=side)
 
     def pixels(self, grid: Tensor) -> Tensor:
         raise InputError(
@@ -233,11 +235,11 @@ def _words(model: Any) -> list[int]:
     return [known[code] for code in range(codebook(model))]
 
 
-def _square(total: int, rows: int | None, columns: int | None) -> dict[str, int]:
-    side = round(total**0.5)
+def _side(total: int, rows: int | None, columns: int | None) -> int:
+    side = math.isqrt(total)
     if rows not in (None, side) or columns not in (None, side) or side * side != total:
         raise InputError(f"this model writes {total} codes, {side} x {side}, not {rows}x{columns}")
-    return {"rows": side, "columns": side}
+    return side
 
 
 def options(given: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A chain of drafts from a smaller model (arXiv 2211.17192, 2302.01318).
 
-With `stop` and temperature 0 it drafts as the small model of BiLD (arXiv 2302.07863) does.
+With `stop` and temperature 0 it drafts as the small model of BiLD (arXiv 2302.07863) does; `bild`
+has the rest of that method.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rollback of BiLD, the big little decoder (arXiv 2302.07863), lossy and greedy.
 
 The authors' code is kssteven418/BigLittleDecoder; `mmtok.decoding.lossy` says where we deviate.
-Its fallback is a stop rule of the drafter: `draftmodel(stop=0.6)`.
+Its fallback is the drafter `bild`; p is the distribution in front of the argmax.
 """
 
 from __future__ import annotations
