@@ -23,10 +23,34 @@ from tests.test_decoding_golden import cases
 def test_lookup_takes_the_last_place_or_the_first() -> None:
     ids = [1, 2, 3, 9, 1, 2, 4, 9, 1, 2]
     assert Lookup(tokens=3).copied(ids) == [4, 9, 1]
-    assert Lookup(tokens=3, first_match=True).copied(ids) == [3, 9, 1]
+    assert Lookup(tokens=3, ngram=2, first_match=True).copied(ids) == [3, 9, 1]
     assert Lookup(tokens=3, skip=(9,)).copied(ids) == [4]
     assert Lookup().copied([1, 2, 3]) == []
     assert Lookup().copied([7]) == []
+
+
+def test_lookup_takes_the_longest_match() -> None:
+    ids = [8, 1, 2, 3, 9, 1, 2, 4, 7, 2, 5, 8, 1, 2]
+    assert Lookup(tokens=1).copied(ids) == [3]
+    assert Lookup(tokens=1, ngram=2).copied(ids) == [4]
+    assert Lookup(tokens=1, ngram=1, shortest=1).copied(ids) == [5]
+    assert Lookup(shortest=4).copied(ids) == []
+
+
+def test_lookup_drafts_more_while_it_is_right() -> None:
+    text = [*range(60), 0, 1]
+    drafter, lengths = Lookup(tokens=9, first=2), []
+    drafter.start(llama(), [text], [0])
+    for right in (99, 99, 99, 5, 1, 99):
+        tree = drafter.propose([text], [True])[0]
+        draft = tree.tokens.tolist()[1:]
+        lengths.append(len(draft))
+        path = list(range(1, len(draft) + 1))[:right]
+        emitted = [*draft[:right], 77]
+        drafter.observe([StepResult(tree, Verdict(path, 77), torch.zeros(1, 1), emitted, False)])
+    assert lengths == [2, 4, 8, 9, 5, 2]
+    drafter.start(llama(), [text], [0])
+    assert len(drafter.propose([text], [True])[0].tokens) == 1 + 2
 
 
 def test_recycling_proposes_what_it_saw() -> None:
@@ -90,7 +114,7 @@ def test_beam_and_heap_reproduce_the_references() -> None:
 def test_lookup_reproduces_the_references() -> None:
     for x, y, params in cases("prompt_lookup"):
         ids = x["ids"].tolist()
-        drafter = Lookup(tokens=params["num_tokens"], ngram=params["max_ngram"])
+        drafter = Lookup(tokens=params["num_tokens"], ngram=params["max_ngram"], shortest=1)
         row = [ids[-1], *drafter.copied(ids)]
         left = params["max_length"] - len(ids)
         eos = frozenset({params["eos"]})
