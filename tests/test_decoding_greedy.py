@@ -29,7 +29,7 @@ def told() -> list[list[int]]:
 
 
 DRAFTERS = {
-    "lookup": lambda: "lookup",
+    "lookup": lambda: "lookup(ngram=1)",
     "recycling": lambda: "recycling",
     "jacobi": lambda: "jacobi(window=4)",
     "draftmodel": lambda: DraftModel(model=near()),

@@ -30,7 +30,7 @@ class Lookup(Drafter):
         first: length of a row's first draft, and the least later on. One that is accepted whole
             doubles the next; otherwise the next is as long as what was accepted.
         ngram: longest run of last tokens that is looked up.
-        shortest: shortest run that counts.
+        shortest: shortest run that counts, unless `ngram` is less.
         first_match: take the first of the places that match best instead of the last.
         skip: token ids that are never copied, such as image placeholders; a draft ends before one.
     """
@@ -43,12 +43,11 @@ class Lookup(Drafter):
     skip: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.tokens, self.first, self.shortest) < 1 or self.ngram < self.shortest:
-            raise InputError(
-                "lookup: tokens, first and shortest start at 1, and ngram at shortest, "
-                f"got {self.tokens}, {self.first}, {self.shortest} and {self.ngram}"
-            )
+        given = (self.tokens, self.first, self.ngram, self.shortest)
+        if min(given) < 1:
+            raise InputError(f"lookup: tokens, first, ngram and shortest start at 1, got {given}")
         self.first = min(self.first, self.tokens)
+        self.shortest = min(self.shortest, self.ngram)
 
     @property
     def kind(self) -> Kind:
