@@ -73,6 +73,18 @@ class Verifier:
         return int(p.argmax()) if self.argmax else draw(p, uniform())
 
 
+def follow(tree: DraftTree, pick: Callable[[int], int]) -> Verdict:
+    """Pick a token at each node and go on from the child that has it, while one does."""
+    tokens, node, path = tree.tokens.tolist(), 0, list[int]()
+    while True:
+        token = pick(node)
+        hit = next((child for child in tree.children(node) if tokens[child] == token), None)
+        if hit is None:
+            return Verdict(path, token)
+        node = hit
+        path.append(node)
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What one step did to one row.
