@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 KINDS = ("top", "trouser", "dress", "sandal", "sneaker", "bag", "boot")
 """The seven nameable kinds."""
 PLURALS = ("tops", "trousers", "dresses", "sandals", "sneakers", "bags", "boots")
-# Fashion-MNIST's classes in order: T-shirt, trouser, pullover, dress, coat, sandal, shirt,
-# sneaker, bag, ankle boot.
+CLASSES = (
+    *("t-shirt", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "boot"),
+)
+"""Fashion-MNIST's ten classes in order."""
 _KIND_OF_CLASS = np.array([0, 1, 0, 2, 0, 3, 0, 4, 5, 6])
 
 
@@ -55,7 +58,12 @@ class Garments:
 
 
 def load_garments(root: str | Path, train: bool) -> Garments:
-    """Read Fashion-MNIST from `root` in torchvision's folder layout.
+    """Read Fashion-MNIST from `root` as `read_classes` does, in the seven kinds."""
+    return Garments.from_arrays(*read_classes(root, train))
+
+
+def read_classes(root: str | Path, train: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Photographs (M, 28, 28) and numbers (M,) of `CLASSES`, in torchvision's folder layout.
 
     If the files are not there, torchvision downloads them into `root`.
 
@@ -71,7 +79,7 @@ def load_garments(root: str | Path, train: bool) -> Garments:
 
         FashionMNIST(str(root), train=train, download=True)
     images, labels = (_read_idx(raw / n) for n in names)
-    return Garments.from_arrays(images, labels.astype(np.int64))
+    return images, labels.astype(np.int64)
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
