@@ -205,6 +205,12 @@ class HFVQ(Networked, Tokenizer):
         return Codebook(kind="vq", sizes=(int(getattr(self.config, self._facts.entries)),))
 
     @property
+    def entries(self) -> Tensor:
+        """(codes, D): what the codes stand for; of length 1 where directions are compared."""
+        found: Tensor = self.network.quantize.embedding.weight
+        return F.normalize(found, dim=-1) if self.family == "janus" else found
+
+    @property
     def _step(self) -> int:
         return int(2 ** (len(self.config.channel_multiplier) - 1))
 

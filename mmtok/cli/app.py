@@ -18,6 +18,7 @@ from mmtok.cli import (
     demo,
     encode,
     export,
+    generate,
     inspect,
     listing,
     plan,
@@ -66,6 +67,7 @@ app.command("demo")(demo.demo)
 app.command("encode")(encode.encode)
 app.command("decode")(decode.decode)
 app.command("inspect")(inspect.inspect)
+app.command("generate")(generate.generate)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -33,7 +33,7 @@ def inventory() -> dict[str, list[str]]:
     """Names of everything registered, by kind. Models: trained ones, then configurations."""
     from mmtok.models.dummy import FAMILIES
     from mmtok.models.load import shipped_names
-    from mmtok.models.zoo import embedded_names, embedded_tokenizers
+    from mmtok.models.zoo import embedded_generators, embedded_names, embedded_tokenizers
     from mmtok.registry import Registry
 
     found = {}
@@ -49,5 +49,6 @@ def inventory() -> dict[str, list[str]]:
         found[kind] = registry.names() if registry.folder.is_dir() else []
     found["tokenizers"] += embedded_tokenizers()
     found["models"] = [*embedded_names(), *shipped_names()]
+    found["generators"] = list(embedded_generators())
     found["families"] = list(FAMILIES)
     return found

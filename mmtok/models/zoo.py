@@ -33,3 +33,12 @@ def embedded_tokenizers() -> dict[str, str]:
 def located(weights: str) -> Path:
     """The folder of a tokenizer that ships, else the path that `weights` is."""
     return DATA / weights if weights in embedded_tokenizers() else Path(weights)
+
+
+def embedded_generators() -> tuple[str, ...]:
+    """Names of the visual autoregressive models; what only drafts for one is not among them."""
+    visual = {name: config.get("visual") for name, config in _configs().items()}
+    drafts = {said["draft"] for said in visual.values() if isinstance(said, dict)}
+    return tuple(
+        sorted(n for n, said in visual.items() if isinstance(said, dict) and n not in drafts)
+    )

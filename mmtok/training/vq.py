@@ -109,18 +109,19 @@ class VQTrainer:
             self.optimiser.load_state_dict(saved["optimiser"])
             self.step = saved["step"]
 
-    def train(self, report: Callable[[str], None] = print) -> None:
-        """Go on to the last step; a checkpoint every 200."""
+    def train(self, report: Callable[[str], None] = print, until: int | None = None) -> None:
+        """Go on to the last step, or to `until`; a checkpoint there and every 200."""
         settings = self.settings
         first = int(settings.warm * settings.steps)
-        while self.step < settings.steps:
+        last = settings.steps if until is None else min(until, settings.steps)
+        while self.step < last:
             if self.step == first:
                 self._start_codebook()
             error, used = self._one(coded=self.step >= first)
             self.step += 1
             if self.step % 50 == 0:
                 report(f"vq step {self.step} psnr {-10 * np.log10(error / 4):.2f} used {used:.2f}")
-            if self.step % 200 == 0 or self.step == settings.steps:
+            if self.step % 200 == 0 or self.step == last:
                 self._save()
 
     def _latents(self, pictures: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ class VQTrainer:
         with torch.autocast(pictures.device.type, torch.bfloat16):
             made = self.network.decoder(self.network.post_quant_conv(code))
         error = F.mse_loss(made.float(), pictures * 2 - 1)
-        (error + loss).backward()
+        torch.autograd.backward(error + loss)
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.lr * schedule(self.step / self.settings.steps, decay=0.6)
@@ -192,7 +193,7 @@ def measure(folder: Path, images: NDArray[np.uint8]) -> dict[str, float]:
 
     tokenizer = build(f"hf_vq(weights={str(folder)!r})")
     errors, ids = [], []
-    for part in torch.tensor(images).split(500):
+    for part in torch.split(torch.tensor(images), 500):
         pictures = as_pictures(part)
         codes = tokenizer.encode(list(pictures), batch_size=100)
         made = torch.stack(tokenizer.decode(codes, batch_size=100))
@@ -202,7 +203,7 @@ def measure(folder: Path, images: NDArray[np.uint8]) -> dict[str, float]:
     each = torch.cat(errors)
     figures = {"psnr": -10 * each.mean().log10(), "psnr_mean": (-10 * each.log10()).mean()}
     used = usage(torch.cat(ids), codes.codebook)
-    return {name: float(value) for name, value in {**figures, **used}.items()}
+    return {name: float(value) for name, value in figures.items()} | used
 
 
 def main() -> None:

@@ -1,0 +1,244 @@
+"""Visual autoregressive models: a class in, ids of a picture tokenizer out, pictures from these.
+
+A folder holds a stock causal language model; its config.json says under `visual` what its token
+ids mean: which tokenizer decodes the codes, where these begin, and the tokens of the classes and
+of no class, which is what guidance leads away from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtok.errors import InputError
+from mmtok.models.zoo import DATA, embedded_generators
+from mmtok.registry import parse_spec, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mmtok.decoding import Drafter, Generated, Verifier
+    from mmtok.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What the token ids of a model mean.
+
+    Attributes:
+        tokenizer: spec of the tokenizer whose codes they are.
+        shape: of a picture, (3, H, W).
+        codes: how many codes there are; code c is the token first_code + c.
+        classes: their names; class i is the token first_class + i.
+        unconditional: the token of no class.
+        draft: name of a smaller model of the same vocabulary, "" for none.
+    """
+
+    tokenizer: str
+    shape: tuple[int, ...]
+    codes: int
+    first_code: int
+    classes: tuple[str, ...]
+    first_class: int
+    unconditional: int
+    draft: str = ""
+
+    @classmethod
+    def read(cls, said: Any, source: str) -> Vocabulary:
+        """From the entry `visual` of a configuration.
+
+        Raises:
+            InputError: it is missing, or not of this form.
+        """
+        if not isinstance(said, dict) or said.keys() != {field.name for field in fields(cls)}:
+            raise InputError(f"{source}: config.json has no entry 'visual' of mmtok's form")
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in said.items()
+        }
+        whole = [values[k] for k in ("codes", "first_code", "first_class", "unconditional")]
+        shape, classes = values["shape"], values["classes"]
+        whole += shape if isinstance(shape, tuple) else [None]
+        names = [values["tokenizer"], values["draft"]]
+        names += classes if isinstance(classes, tuple) and classes else [None]
+        fits = all(type(x) is int and 0 <= x < 2**20 for x in whole)
+        if not fits or len(shape) != 3 or not all(type(x) is str for x in names):
+            raise InputError(f"{source}: the entry 'visual' of config.json cannot be read")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class VisualAR:
+    """A model, the tokenizer of its codes, and what drafters and verifiers need to know of both."""
+
+    model: Any
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    name: str
+
+    @property
+    def tokens(self) -> int:
+        """Codes of a picture."""
+        rows, columns = self.tokenizer.grid(self.vocabulary.shape)
+        return rows * columns
+
+    def prompts(self, kinds: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Inputs for one picture of each class named, and the negative ones for guidance.
+
+        Raises:
+            InputError: there is no such class.
+        """
+        import torch
+
+        known = self.vocabulary.classes
+        for kind in kinds:
+            if kind not in known:
+                raise InputError(f"{unknown('class', kind, list(known))}")
+        ids = [[self.vocabulary.first_class + known.index(kind)] for kind in kinds]
+        prompt = torch.tensor(ids, device=self.model.device)
+        other = torch.full_like(prompt, self.vocabulary.unconditional)
+        return {"input_ids": prompt}, {"input_ids": other}
+
+    def generate(
+        self,
+        kinds: Sequence[str],
+        drafter: Drafter,
+        verifier: Verifier | None = None,
+        *,
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+        seed: int = 0,
+        **options: Any,
+    ) -> Generated:
+        """One sequence for each class named, by `mmtok.decoding.generate`.
+
+        Args:
+            kinds: names of classes.
+            drafter: see `drafter`.
+            verifier: see `verifier`; None: the exact one for the drafter, greedy at temperature 0.
+            guidance: scale of the distance from no class; 1 for none.
+            temperature: 0 decodes greedily.
+            seed: row r draws from seed + r.
+            options: further ones of `mmtok.decoding.generate`; the total variation of a lossy
+                verifier is measured unless they say otherwise.
+        """
+        from mmtok.decoding import generate
+
+        prompts, negative = self.prompts(kinds)
+        lossy = verifier is not None and not verifier.lossless
+        sampling: dict[str, Any] = {"do_sample": temperature > 0, "measure_tv": lossy}
+        if temperature > 0:
+            sampling["temperature"] = temperature
+        made: Generated = generate(
+            self.model,
+            prompts,
+            drafter=drafter,
+            verifier=verifier,
+            guidance_scale=guidance,
+            negative=negative,
+            max_new_tokens=self.tokens,
+            seed=seed,
+            **{**sampling, **options},
+        )
+        return made
+
+    def pictures(self, sequences: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) of sequences (B, 1 + tokens) that begin with a class."""
+        codes = sequences[:, 1:, None] - self.vocabulary.first_code
+        with _no_grad():
+            return self.tokenizer.decode_batch(codes, self.vocabulary.shape)
+
+    @cached_property
+    def codebook(self) -> Tensor:
+        """(codes, D) float64, what a code stands for; close codes are alike.
+
+        Raises:
+            InputError: the tokenizer has no such vectors.
+        """
+        entries: Tensor | None = getattr(self.tokenizer, "entries", None)
+        if entries is None:
+            raise InputError(f"{self.tokenizer.name} has no codebook of vectors: no code is near")
+        return entries.double().cpu()
+
+    def drafter(self, spec: str, draft: Any = None) -> Drafter:
+        """The drafter of a spec; those that need a model get `draft`, or the one that ships.
+
+        Raises:
+            InputError: an unknown name or argument, or no draft model for one that needs it.
+        """
+        from mmtok.decoding import drafter_registry
+
+        name, arguments = parse_spec(spec)
+        if "model" not in {field.name for field in fields(drafter_registry.get(name))}:
+            made: Drafter = drafter_registry.make(name, arguments)
+            return made
+        if draft is None and not self.vocabulary.draft:
+            raise InputError(f"{name} needs a draft model and {self.name} has none")
+        model = load_causal(self.vocabulary.draft) if draft is None else draft
+        drafts: Drafter = drafter_registry.make(name, {**arguments, "model": model})
+        return drafts
+
+    def verifier(self, spec: str, near: int = 32) -> Verifier:
+        """The verifier of a spec, with the codebook and `near` neighbours of every code if it asks.
+
+        Raises:
+            InputError: an unknown name or argument.
+        """
+        from mmtok.decoding import verifier_registry
+        from mmtok.decoding.lossy import neighbours
+
+        name, arguments = parse_spec(spec)
+        known = {field.name for field in fields(verifier_registry.get(name))}
+        more: dict[str, Any] = {"first": self.vocabulary.first_code} if "first" in known else {}
+        if "near" in known:
+            more["near"] = neighbours(self.codebook, near)
+        if "codebook" in known:
+            more["codebook"] = self.codebook
+        made: Verifier = verifier_registry.make(name, {**more, **arguments})
+        return made
+
+
+def load_causal(name: str, device: torch.device | str = "cpu") -> Any:
+    """The causal language model of a folder, or one that ships, in float32.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = DATA / name if (DATA / name).is_dir() else Path(name).expanduser()
+    if not name or not (folder / "config.json").is_file():
+        known = ", ".join(embedded_generators())
+        raise InputError(f"{name}: no model; expected {known} or a folder with a config.json")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise InputError(f"{name}: cannot be read as a causal language model ({line})") from None
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_visual_ar(name: str = "tiny-ar", device: torch.device | str = "cpu") -> VisualAR:
+    """A visual autoregressive model and its tokenizer: one that ships, or a folder.
+
+    Raises:
+        InputError: it cannot be read, or its configuration does not say what its tokens are.
+    """
+    from mmtok.tokenizers import build
+
+    model = load_causal(name, device)
+    vocabulary = Vocabulary.read(getattr(model.config, "visual", None), name)
+    tokenizer = build(vocabulary.tokenizer).to(device)
+    return VisualAR(model, tokenizer, vocabulary, name)
+
+
+def _no_grad() -> Any:
+    import torch
+
+    return torch.no_grad()
