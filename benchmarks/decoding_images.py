@@ -19,12 +19,10 @@ from typing import Any
 
 import torch
 from card import card, markdown, save
+from picture_quality import LOSSY, MODEL_DRAFT, Bare, mean, quality, quality_text
 
-from mmtok.decoding import DraftTree, Drafter
-from mmtok.eval.judge import load_judge
 from mmtok.models.visual_ar import VisualAR, load_causal, load_visual_ar
 
-MODEL_DRAFT = "draftmodel(tokens=5)"
 EXACT = [
     ("lookup", "deterministic"),
     ("recycling", "deterministic"),
@@ -47,24 +45,6 @@ GREEDY = [
     ("rsdc(branching=(3, 2, 1, 1, 1), temperature=0)", "greedy"),
     ("draftmodel(tokens=5, temperature=0)", "rollback"),
 ]
-LOSSY = [
-    *(f"lantern(delta={delta})" for delta in (0.05, 0.1, 0.2, 0.4)),
-    *(f"lantern(delta={delta:.1f})" for delta in (2, 5)),
-    "gsd",
-    "typical",
-]
-
-
-@dataclass(kw_only=True)
-class Bare(Drafter):
-    """Proposes nothing: the engine, one token a forward."""
-
-    @property
-    def kind(self) -> Any:
-        return "det"
-
-    def propose(self, ids: list[list[int]], active: list[bool]) -> list[DraftTree]:
-        return [DraftTree.root(row[-1]) for row in ids]
 
 
 @dataclass
@@ -178,10 +158,6 @@ def _resident(name: str) -> float:
     return int(next(line for line in status if line.startswith(name)).split()[1]) / 1024
 
 
-def mean(values: list[Any]) -> float:
-    return sum(values) / len(values)
-
-
 def table(painter: VisualAR, sides: list[Side], greedy: bool) -> str:
     """One row a side; ratios above 1 are better."""
     plain, assisted = sum(sides[0].ms), sum(sides[1].ms)
@@ -209,67 +185,6 @@ def table(painter: VisualAR, sides: list[Side], greedy: bool) -> str:
             ]
         )
     return markdown(rows)
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What a rule does to pictures."""
-
-    rule: str
-    accepted: float
-    tv: float | None
-    accuracy: float
-    frechet: float
-
-
-def quality(painter: VisualAR, rule: str, scale: float, count: int, batch: int = 50) -> Quality:
-    """Draw `count` pictures of all classes alike and judge them; measure the law on eight more."""
-    plain = rule == "plain"
-    drafts: Any = Bare() if plain else painter.drafter(MODEL_DRAFT)
-    judge = painter.verifier("deterministic" if plain else rule)
-    kinds = painter.vocabulary.classes
-    pictures, accepted = [], []
-    for start in range(0, count, batch):
-        asked = [kinds[i % len(kinds)] for i in range(start, min(count, start + batch))]
-        made = painter.generate(
-            asked, drafts, judge, guidance=scale, seed=10_000 + start, measure_tv=False
-        )
-        pictures.append(painter.pictures(made.sequences))
-        accepted.append(made.stats.accepted_per_step)
-    tv = None
-    if not judge.lossless:
-        tv = painter.generate(kinds[:8], drafts, judge, guidance=scale, seed=77).stats.mean_tv
-    wanted = torch.arange(count) % len(kinds)
-    figures = load_judge().figures(torch.cat(pictures), wanted)
-    return Quality(rule, mean(accepted), tv, figures["accuracy"], figures["frechet"])
-
-
-def quality_text(found: list[Quality], count: int) -> str:
-    rows = [["verifier", "accepted", "total variation", "class accuracy", "Fréchet distance"]]
-    for row in found:
-        law = "0" if row.tv is None else f"{row.tv:.3f}"
-        name = row.rule if row.rule == "plain" else f"`{row.rule}`"
-        figures = [f"{row.accuracy:.3f}", f"{row.frechet:.2f}"]
-        rows.append([name, f"{row.accepted:.2f}" if row.accepted else "", law, *figures])
-    exact = next(row for row in found if row.rule == "chain")
-    text = [
-        f"## Lossy rules\n\nThe same drafter, `{MODEL_DRAFT}`, and {count} pictures a row. Class "
-        "accuracy and the Fréchet distance to the held-out photographs are those of the small "
-        "classifier that ships (`mmtok.eval.judge`); the first two rows are draws from one law and "
-        "show the noise. Total variation is measured between the law of the first judged token of "
-        "a step and the target's.\n",
-        markdown(rows),
-    ]
-    for row in found:
-        if row.rule.startswith("lantern"):
-            more = row.accepted > exact.accepted
-            text.append(
-                f"- `{row.rule}` accepts {row.accepted:.2f} where the exact rule accepts "
-                f"{exact.accepted:.2f}{'' if more else ', which is no more'}; class accuracy "
-                f"{row.accuracy - exact.accuracy:+.3f}, Fréchet distance "
-                f"{row.frechet - exact.frechet:+.2f}, total variation {row.tv or 0:.3f}."
-            )
-    return "\n".join(text) + "\n"
 
 
 def explained(scale: float, pictures: int) -> str:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtok.errors import InputError
+from mmtok.eval.quality import frechet_of_moments, moments
 from mmtok.models.zoo import DATA
 
 if TYPE_CHECKING:
@@ -84,29 +85,8 @@ class Judge:
             classes: (B,) what was asked for.
         """
         features, seen = self.read(pictures)
-        distance = frechet(*moments(features), self.mean, self.covariance)
+        distance = frechet_of_moments(moments(features), (self.mean, self.covariance))
         return {"accuracy": float((seen == classes).double().mean()), "frechet": distance}
-
-
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D) of features (B, D), float64."""
-    exact = features.double()
-    return exact.mean(0), exact.T.cov()
-
-
-def frechet(mean: Tensor, covariance: Tensor, other: Tensor, covariance2: Tensor) -> float:
-    """|m - n|^2 + tr(C + D - 2 (C D)^(1/2)) of two normal distributions."""
-    root = _root(covariance.double())
-    cross = _root(root @ covariance2.double() @ root)
-    spread = covariance.trace() + covariance2.trace() - 2 * cross.trace()
-    return float((mean - other).double().square().sum() + spread)
-
-
-def _root(matrix: Tensor) -> Tensor:
-    """The symmetric square root of a symmetric matrix without negative eigenvalues."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    return root
 
 
 def load_judge(folder: str | Path = DATA / "garment-judge") -> Judge:

@@ -76,12 +76,22 @@ def frechet_distance(one: Tensor, two: Tensor) -> float:
         )
     if min(len(one), len(two)) < 2:
         raise InputError(f"a set needs at least two rows, got {len(one)} and {len(two)}")
-    one, two = one.double(), two.double()
-    cov_1, cov_2 = (torch.cov(x.T).reshape(x.shape[1], -1) for x in (one, two))
+    return frechet_of_moments(moments(one), moments(two))
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of features (N, D), float64."""
+    exact = features.double()
+    return exact.mean(0), torch.cov(exact.T).reshape(exact.shape[1], -1)
+
+
+def frechet_of_moments(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> float:
+    """Fréchet distance between Gaussians given by mean (D,) and covariance (D, D)."""
+    (mean_1, cov_1), (mean_2, cov_2) = one, two
     values, vectors = torch.linalg.eigh(cov_1)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     shared = torch.linalg.eigvalsh(root @ cov_2 @ root).clamp(min=0).sqrt().sum()
-    apart = (one.mean(0) - two.mean(0)).square().sum()
+    apart = (mean_1 - mean_2).square().sum()
     return float(apart + cov_1.trace() + cov_2.trace() - 2 * shared)
 
 
