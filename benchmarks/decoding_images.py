@@ -21,6 +21,7 @@ import torch
 from card import card, markdown, save
 from picture_quality import LOSSY, MODEL_DRAFT, Bare, mean, quality, quality_text
 
+from mmtok.cli.output import quiet
 from mmtok.models.visual_ar import VisualAR, load_causal, load_visual_ar
 
 EXACT = [
@@ -192,7 +193,8 @@ def explained(scale: float, pictures: int) -> str:
         f"tiny-ar draws 64 codes a picture under guidance of {scale}; {pictures} pictures a side, "
         "classes in turn, one picture at a time. *accepted*: draft tokens accepted a target "
         "forward, without the one token that every forward gives. *forwards*: of the target, a "
-        "guided pair of rows counted once (transformers runs the two rows one after the other). "
+        "guided pair of rows counted once; transformers runs the two rows one after the other, so "
+        "its calls are halved. "
         "*fewer*: 64 over that. *x plain* and *x assisted*: wall time of transformers' plain "
         "`generate` and of its assisted generation with the same draft model over this side's. "
         "*peak*: by how much one picture raises the memory of a process. Drafter `none` is our "
@@ -222,6 +224,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.5)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    quiet()
     painter, draft = load_visual_ar("tiny-ar"), load_causal("tiny-ar-draft")
     parts = []
     for name, pairs, temperature in (("Sampling", EXACT, 1.0), ("Greedy", GREEDY, 0.0)):

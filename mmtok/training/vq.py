@@ -54,7 +54,7 @@ class VQSettings:
         seed: of weights and of the order of the pictures.
     """
 
-    steps: int = 2600
+    steps: int = 2000
     batch: int = 64
     warm: float = 0.08
     lr: float = 1.5e-3
