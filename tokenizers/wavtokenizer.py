@@ -55,8 +55,8 @@ class WavTokenizer(Networked, Tokenizer):
 
     @property
     def sample_rate(self) -> int:
-        """24,000 Hz, in all published models."""
-        return 24000
+        """24,000 Hz in all published models."""
+        return self.config.sample_rate
 
     @cached_property
     def config(self) -> WavTokenizerConfig:

@@ -33,6 +33,7 @@ class WavTokenizerConfig:
         layers: its blocks.
         conditions: rows of its adaptive norms; decoding uses the first.
         n_fft: samples of a Fourier frame.
+        sample_rate: Hz of the recordings.
 
     Raises:
         InputError: the sizes do not fit each other.
@@ -47,6 +48,7 @@ class WavTokenizerConfig:
     layers: int = 2
     conditions: int = 4
     n_fft: int = 1280
+    sample_rate: int = 24000
 
     def __post_init__(self) -> None:
         if self.filters % 2 or self.width % 32 or not self.ratios:
