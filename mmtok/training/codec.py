@@ -35,17 +35,17 @@ from mmtok.training.optim import schedule
 
 CONFIG = WavTokenizerConfig(
     filters=16,
-    ratios=(8, 5, 4),
-    latent=32,
+    ratios=(8, 4, 4),
+    latent=8,
     entries=1024,
     width=128,
     hidden=384,
     layers=4,
     conditions=1,
-    n_fft=640,
+    n_fft=512,
     sample_rate=SAMPLE_RATE,
 )
-"""50 tokens a second of 10 bits each."""
+"""62.5 tokens a second of 10 bits each."""
 _REPORT, _SAVE = 50, 250
 
 
@@ -64,13 +64,13 @@ class CodecSettings:
         seed: of weights, crops and revived entries.
     """
 
-    steps: int = 5000
+    steps: int = 2600
     tokens: int = 512
     shortest: int = 16
     longest: int = 64
-    lr: float = 2e-3
-    continuous: int = 200
-    start_tokens: int = 16_384
+    lr: float = 1.5e-3
+    continuous: int = 150
+    start_tokens: int = 12_288
     seed: int = 0
 
 
@@ -104,7 +104,10 @@ class CodecTrainer:
             network: Any = WavTokenizerNetwork(config)
             # An entry that gets a twentieth of its fair share of the tokens starts anew.
             dead = 0.05 * settings.tokens / config.entries
-            network.quantize = VQ(config.latent, config.entries, kmeans=20, dead_below=dead)
+            network.quantize = VQ(
+                *(config.latent, config.entries),
+                **{"decay": 0.97, "commitment": 1.0, "kmeans": 10, "dead_below": dead},
+            )
             equalise(network.encoder, self.batch(settings.tokens).cpu())
         self.network = network.to(self.device).train()
         self.optimiser = torch.optim.AdamW(
@@ -191,7 +194,12 @@ class CodecTrainer:
         while sum(len(part) for part in found) < wanted:
             sounds = self.batch(self.settings.tokens)
             found.append(self.network.encoder(sounds).transpose(1, 2).flatten(0, 1))
-        self.network.quantize(torch.cat(found)[None])
+        vectors = torch.cat(found)[None]
+        self.network.quantize(vectors)
+        # As if a batch had had these counts: otherwise entries are slow to move and slow to die.
+        book = self.network.quantize.layers.layers[0]._codebook
+        for sums in (book.cluster_size, book.embed_avg):
+            sums.mul_(self.settings.tokens / vectors.shape[1])
 
     def _resume(self, saved: dict[str, Any]) -> None:
         if saved["made_with"] != json.dumps(self._said, sort_keys=True):
