@@ -4,9 +4,9 @@
 
 DIR holds the recordings of the Free Spoken Digit Dataset. Small classifiers of log-mel spectra are
 trained on the original training recordings and asked what is said in the held-out ones, before and
-after encoding and decoding. The row "untrained" is the same codec with random weights: what it scores
-is what a broken codec would. DNSMOS needs `pip install "mmtok[speech]"`; without it the column stays
-empty. One thread.
+after encoding and decoding. The row "untrained" is the same codec with random weights: what it
+scores is what a broken codec would. DNSMOS needs `pip install "mmtok[speech]"`; without it the
+column stays empty. One thread.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def points_lost(before: Tensor, after: Tensor) -> str:
 
 
 def dnsmos(sounds: list[Tensor], test: Digits) -> str:
-    """Mean overall DNSMOS, all held-out recordings of a speaker end to end; "" where not installed."""
+    """Mean overall DNSMOS, the recordings of each speaker end to end; "" where not installed."""
     needs = ("speechmos", "onnxruntime", "librosa", "requests")
     if any(importlib.util.find_spec(name) is None for name in needs):
         return ""
@@ -88,7 +88,9 @@ def rates(codes: Codes) -> str:
     rows = [["", "tiny-codec"]]
     rows.append(["tokens a second", f"{len(ids) / seconds:.1f}"])
     rows.append(["bits a second", f"{codes.bits / seconds:.0f}"])
-    rows.append(["16-bit samples take times as much", f"{16 * SAMPLE_RATE * seconds / codes.bits:.0f}"])
+    rows.append(
+        ["16-bit samples take times as much", f"{16 * SAMPLE_RATE * seconds / codes.bits:.0f}"]
+    )
     rows.append(["tokens measured", f"{len(ids):,}"])
     rows.append(["entries", f"{codes.codebook.sizes[0]:,}"])
     rows.append(["entries used %", f"{100 * used['used']:.1f}"])
@@ -138,12 +140,13 @@ def main() -> None:
         untrained = WavTokenizer(weights=folder)
         systems["untrained"] = untrained.decode(untrained.encode(test.sounds))
     text = card("tiny-codec: spoken digits before and after")
+    speakers = len(set(test.speakers))
     text += (
-        f"{len(test.sounds)} held-out recordings (takes 0 to 4 of {len(set(test.speakers))} speakers); "
+        f"{len(test.sounds)} held-out recordings (takes 0 to 4 of {speakers} speakers); "
         f"{len(models)} classifiers trained on the originals of {len(train.sounds)} others in "
         f"{took:.0f} s of CPU time, one accuracy each. Points lost and their interval, over "
-        "recordings, are of the mean of the classifiers. DNSMOS is that of each speaker's recordings "
-        "end to end.\n\n"
+        "recordings, are of the mean of the classifiers. DNSMOS is that of each speaker's "
+        "recordings end to end.\n\n"
     )
     text += quality(models, test, systems) + "\n" + rates(codes) + "\n" + speed(tokenizer, test)
     save(f"{Path(__file__).stem}.md", text)

@@ -24,7 +24,7 @@ def features(sound: Tensor) -> Tensor:
 
 
 def placed(mels: list[Tensor], generator: torch.Generator | None = None) -> Tensor:
-    """(B, 1, mels, _FRAMES): each somewhere in a quiet second, in the middle without a generator."""
+    """(B, 1, mels, _FRAMES): each somewhere in a quiet second, or without generator mid-way."""
     rows = []
     for mel in mels:
         free = _FRAMES - mel.shape[1]

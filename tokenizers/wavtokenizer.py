@@ -1,8 +1,9 @@
 """WavTokenizer: speech and music as 40 or 75 tokens of one codebook a second (arXiv 2408.16532).
 
 Authors' code: github.com/jishengpeng/WavTokenizer, MIT. Strided convolutions and an LSTM encode
-24 kHz mono; the nearest of 4,096 vectors is the token; a decoder with attention over the whole
-recording makes magnitudes and phases of Fourier frames, whose overlap-add is the sound.
+mono, at 24 kHz in all published models; the nearest of 4,096 vectors is the token; a decoder with
+attention over the whole recording makes magnitudes and phases of Fourier frames, whose overlap-add
+is the sound.
 
 Deviations: decoding gives exactly as many samples as there were, not whole hops; a batch is never
 padded, since attention and group norms of the decoder would hear the padding; samples stay within

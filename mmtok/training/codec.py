@@ -2,13 +2,13 @@
 
     python -m mmtok.training.codec --data DIR --out runs/tiny-codec
 
-DIR holds the recordings of the Free Spoken Digit Dataset. Runs on a CPU or a GPU, writes a checkpoint
-every few minutes and continues from it when it is started again: what a step draws at random depends
-on the seed and the step alone. The result lies in OUT/export.
+DIR holds the recordings of the Free Spoken Digit Dataset. Runs on a CPU or a GPU, writes a
+checkpoint every few minutes and continues from it when it is started again: what a step draws at
+random depends on the seed and the step alone. The result lies in OUT/export.
 
 The losses are distances of mel spectra and multi-resolution spectra plus the codebook's commitment;
-unlike the published models this one has no discriminators. The first steps run without the codebook,
-which then starts from k-means of what the encoder gives by that time.
+unlike the published models this one has no discriminators. The first steps run without the
+codebook, which then starts from k-means of what the encoder gives by that time.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ class CodecSettings:
         continuous: steps before the codebook starts.
         start_tokens: vectors that k-means sees.
         seed: of weights, crops and revived entries.
+
+    Raises:
+        InputError: training would end before the codebook starts.
     """
 
     steps: int = 2600
@@ -72,6 +75,13 @@ class CodecSettings:
     continuous: int = 150
     start_tokens: int = 12_288
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps <= self.continuous:
+            raise InputError(
+                f"codec: {self.steps} steps end before the codebook starts, which is after "
+                f"{self.continuous}"
+            )
 
 
 class CodecTrainer:
@@ -105,15 +115,21 @@ class CodecTrainer:
             # An entry that gets a twentieth of its fair share of the tokens starts anew.
             dead = 0.05 * settings.tokens / config.entries
             network.quantize = VQ(
-                *(config.latent, config.entries),
-                **{"decay": 0.97, "commitment": 1.0, "kmeans": 10, "dead_below": dead},
+                config.latent,
+                config.entries,
+                decay=0.97,
+                commitment=1.0,
+                kmeans=10,
+                dead_below=dead,
             )
             equalise(network.encoder, self.batch(settings.tokens).cpu())
         self.network = network.to(self.device).train()
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), settings.lr, betas=(0.8, 0.98), weight_decay=0.01
         )
-        self._said = {"config": asdict(config), "settings": asdict(settings)}
+        # How many steps there are to be may change on the way; the learning rate follows.
+        said = {name: value for name, value in asdict(settings).items() if name != "steps"}
+        self._said = {"config": asdict(config), "settings": said}
         if self.path.exists():
             self._resume(torch.load(self.path, map_location=self.device, weights_only=True))
 
@@ -219,7 +235,7 @@ class CodecTrainer:
 
 @torch.no_grad()
 def equalise(encoder: nn.Module, sounds: Tensor) -> None:
-    """Scale and shift every convolution so that its channels have mean 0 and deviation 1 together.
+    """Scale and shift every convolution so that its channels have mean 0, and deviation 1 together.
 
     Layer by layer in the order of the data (arXiv 1511.06422). Speech is so quiet that otherwise
     biases drown it, and the decoder learns to do without the codes.
@@ -231,10 +247,11 @@ def equalise(encoder: nn.Module, sounds: Tensor) -> None:
             encoder(sounds)
         finally:
             handle.remove()
-        spread = seen[0].std()
+        middle = seen[0].mean((0, 2), keepdim=True)
+        spread = (seen[0] - middle).std()
         layer.weight /= spread
         if layer.bias is not None:
-            layer.bias.copy_((layer.bias - seen[0].mean((0, 2))) / spread)
+            layer.bias.copy_((layer.bias - middle.flatten()) / spread)
 
 
 def export(network: nn.Module, config: WavTokenizerConfig, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Spoken digits in the layout of the Free Spoken Digit Dataset (CC BY-SA 4.0).
 
 One file per recording, `{digit}_{speaker}_{take}.wav`, 8 kHz mono:
-github.com/Jakobovski/free-spoken-digit-dataset. Takes 0 to 4 of every digit and speaker are the test
-split, as there.
+github.com/Jakobovski/free-spoken-digit-dataset. Takes 0 to 4 of every digit and speaker are the
+test split, as there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Digits:
         """Per speaker all recordings end to end (S,), shuffled, and where each begins (N,)."""
         found = []
         for speaker in sorted(set(self.speakers)):
-            own = [x[0] for x, who in zip(self.sounds, self.speakers, strict=True) if who == speaker]
+            own = [
+                x[0] for x, who in zip(self.sounds, self.speakers, strict=True) if who == speaker
+            ]
             order = torch.randperm(len(own), generator=torch.Generator().manual_seed(0)).tolist()
             lengths = torch.tensor([0] + [len(own[i]) for i in order[:-1]])
             found.append((torch.cat([own[i] for i in order]), lengths.cumsum(0)))

@@ -1,0 +1,74 @@
+"""The embedded codec `tiny-codec`: it loads, keeps lengths, and was trained."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmtok
+from mmtok.tokenizers import WavTokenizer
+from mmtok.tokenizers.measures_audio import mel_distance
+from mmtok.tokenizers.wavtokenizer_net import WavTokenizerNetwork
+
+FOLDER = Path(mmtok.__file__).parent / "models" / "data" / "tiny-codec"
+HOP = 128
+LENGTHS = (1, 2, HOP - 1, HOP, HOP + 1, 3000, 8000)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@cache
+def codec() -> WavTokenizer:
+    return WavTokenizer(weights=str(FOLDER))
+
+
+def vowel(length: int, pitch: float) -> torch.Tensor:
+    """Something like a voice (1, S): a pulse train through three resonances, rising and falling."""
+    generator = torch.Generator().manual_seed(int(pitch))
+    time = torch.arange(length) / 8000
+    sound = 0.002 * torch.randn(length, generator=generator)
+    for k in range(1, int(4000 / pitch)):
+        loud = sum(1 / (1 + ((k * pitch - f) / 120) ** 2) for f in (600, 1200, 2500))
+        sound += 0.1 * loud * torch.sin(2 * torch.pi * k * pitch * time)
+    return (sound * torch.sin(torch.pi * torch.arange(length) / max(length, 2)))[None]
+
+
+def test_it_is_small_and_says_what_it_is() -> None:
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 3_000_000
+    said = json.loads((FOLDER / "config.json").read_text())
+    assert said["tokenizer"] == "wavtokenizer"
+    assert codec().sample_rate == 8000
+    assert codec().codebook.sizes == (1024,)
+    assert (FOLDER / "MODEL_CARD.md").read_text().startswith("---\nlicense:")
+
+
+def test_lengths_are_restored_and_neighbours_change_nothing() -> None:
+    sounds = [vowel(length, 100 + 10 * place) for place, length in enumerate(LENGTHS)]
+    codes = codec().encode(sounds)
+    assert codes.counts == [-(-length // HOP) for length in LENGTHS]
+    back = codec().decode(codes)
+    assert [tuple(x.shape) for x in back] == [(1, length) for length in LENGTHS]
+    for place, sound in enumerate(sounds):
+        alone = codec().encode([sound])
+        assert torch.equal(alone.ids[0], codes.ids[place])
+        assert torch.equal(codec().decode(alone)[0], back[place])
+
+
+def test_voices_come_back_nearer_than_from_a_codec_that_never_learned() -> None:
+    """In mel spectra, for sounds it was not trained on; louder ones come back louder."""
+    sounds = [vowel(6000, pitch) for pitch in (110, 160, 210)]
+    torch.manual_seed(0)
+    network = WavTokenizerNetwork(codec().config).eval()
+    for sound in sounds:
+        made = codec().decode(codec().encode([sound]))[0]
+        with torch.no_grad():
+            ids = network.quantize(network.encoder(sound[None]).transpose(1, 2)).ids
+            other = network.decode(network.quantize.lookup(ids))[:, : sound.shape[1]]
+        distance = float(mel_distance(made, sound, 8000))
+        assert distance < 0.6 * float(mel_distance(other, sound, 8000))
+        quiet = codec().decode(codec().encode([0.2 * sound]))[0]
+        assert float(quiet.square().mean()) < 0.3 * float(made.square().mean())
