@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
-import mmtok
-from mmtok.tokenizers import WavTokenizer
+from mmtok.models.zoo import DATA
+from mmtok.tokenizers import WavTokenizer, build
 from mmtok.tokenizers.measures_audio import mel_distance
 from mmtok.tokenizers.wavtokenizer_net import WavTokenizerNetwork
 
-FOLDER = Path(mmtok.__file__).parent / "models" / "data" / "tiny-codec"
+FOLDER = DATA / "tiny-codec"
 HOP = 128
 LENGTHS = (1, 2, HOP - 1, HOP, HOP + 1, 3000, 8000)
 
@@ -23,7 +22,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @cache
 def codec() -> WavTokenizer:
-    return WavTokenizer(weights=str(FOLDER))
+    made = build("tiny-codec")
+    assert isinstance(made, WavTokenizer)
+    return made
 
 
 def vowel(length: int, pitch: float) -> torch.Tensor:

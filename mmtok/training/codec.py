@@ -67,7 +67,7 @@ class CodecSettings:
         InputError: training would end before the codebook starts.
     """
 
-    steps: int = 2600
+    steps: int = 3200
     tokens: int = 512
     shortest: int = 16
     longest: int = 64
@@ -206,8 +206,8 @@ class CodecTrainer:
     @torch.no_grad()
     def _start_codebook(self) -> None:
         """k-means of the encoder's output, on many more crops than a batch has."""
-        found, wanted = [], self.settings.start_tokens
-        while sum(len(part) for part in found) < wanted:
+        found: list[Tensor] = []
+        while sum(len(part) for part in found) < self.settings.start_tokens:
             sounds = self.batch(self.settings.tokens)
             found.append(self.network.encoder(sounds).transpose(1, 2).flatten(0, 1))
         vectors = torch.cat(found)[None]
