@@ -51,7 +51,7 @@ def points_lost(before: Tensor, after: Tensor) -> str:
 
 
 def dnsmos(sounds: list[Tensor], test: Digits) -> str:
-    """Mean overall DNSMOS, 10 s of recordings of each speaker end to end; "" where not installed."""
+    """Mean overall DNSMOS of 10 s of each speaker, end to end; "" where it is not installed."""
     needs = ("speechmos", "onnxruntime", "librosa", "requests")
     if any(importlib.util.find_spec(name) is None for name in needs):
         return ""
