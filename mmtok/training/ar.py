@@ -57,7 +57,7 @@ class ARSettings:
         seed: of weights, order and hidden classes.
     """
 
-    steps: int = 3000
+    steps: int = 1200
     batch: int = 64
     hide: float = 0.1
     lr: float = 4e-3

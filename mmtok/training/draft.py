@@ -42,7 +42,7 @@ class DraftSettings:
         seed: of weights, draws and order.
     """
 
-    rounds: int = 24
+    rounds: int = 15
     pictures: int = 640
     passes: int = 4
     batch: int = 64
