@@ -123,6 +123,11 @@ def test_lookup_reproduces_the_references() -> None:
         # the reference drops the end of sequence itself, here it may still be accepted
         assert cut[: len(want)] == want
         assert set(cut[len(want) :]) <= eos
+        # the published rule takes the first match, and drops what follows an end of sequence
+        first = Lookup(tokens=params["num_tokens"], ngram=params["max_ngram"], first_match=True)
+        found = first.copied(ids)
+        end = found.index(params["eos"]) if params["eos"] in found else len(found)
+        assert found[:end] == y["candidate"].tolist()
 
 
 @needs_golden

@@ -234,6 +234,7 @@ def test_a_streamer_and_a_stopping_criterion_see_every_token() -> None:
     assert got.sequences.shape[1] == 9 + 8
     assert streamer.seen == got.sequences[0].tolist()
     assert streamer.ended
+    assert sum(got.stats.hits) <= 7  # drafts behind the stop do not count
 
 
 def test_methods_are_listed() -> None:

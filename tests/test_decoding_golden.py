@@ -13,6 +13,7 @@ from torch import Tensor
 from mmtok.decoding import DraftTree, Target, lossy, rules, warp
 from mmtok.decoding.base import total_variation
 from mmtok.decoding.options import processors, settings
+from mmtok.decoding.verifiers.chain import Chain
 from mmtok.decoding.verifiers.gsd import GSD
 from mmtok.decoding.verifiers.lantern import Lantern
 from mmtok.decoding.verifiers.typical import Typical
@@ -133,17 +134,42 @@ def test_typical_prefixes():
                 assert bool(level.accept[0]) == bool(accepted)
 
 
-def test_measured_total_variation():
+def lossy_rules(x: Values, params: dict[str, Any]) -> dict[str, Any]:
+    """Name to rule: a verifier, or a function of p, q and the sibling."""
+    near, k = x["neighbours"], params["k"]
+    far = x["dist"] >= params["gsd_dist_threshold"]
+    ranks, gap = params["G"], params["gsd_p_threshold"]
+
+    def gated(p: Tensor, sibling: Tensor, q: Tensor) -> rules.Level:
+        at = int(sibling)
+        return lossy.grouped(p, q, lossy.group(p, at, ranks, gap, far[at]))
+
+    made: dict[str, Any] = {"typical": Typical(), "exact": Chain(), "gsd_gate_off": GSD()}
+    for delta in (0.1, 0.4, 2.0, 5.0):
+        made[f"lantern_{delta}_rec"] = Lantern(near=near[:, :k], delta=delta)
+        wider = near[:, : k + 1]
+        made[f"lantern_{delta}_repo"] = Lantern(near=wider, delta=delta, published=True)
+    return {**made, "gsd_gate_on": gated}
+
+
+def test_law_and_distance_of_lossy_rules():
     for x, y, params in cases("lossy_tv"):
-        near = x["neighbours"][:, : params["k"]]
-        named = {"typical": Typical()}
-        for delta in (0.1, 0.4, 2.0, 5.0):
-            named[f"lantern_{delta}_rec"] = Lantern(near=near, delta=delta)
-        named["gsd_gate_off"] = GSD()
-        for name, verifier in named.items():
-            tv = total_variation(verifier, x["p"], x["q"])
+        p, q, named = x["p"], x["q"], lossy_rules(x, params)
+        assert {key.rsplit(".", 1)[0] for key in y} == set(named)
+        for name, rule in named.items():
+            judge = rule if callable(rule) else rule.level
+            law, accepted = torch.zeros_like(p), 0.0
+            for token in q.nonzero():
+                level = judge(p, token, q)
+                law += q[token] * level.law(token)
+                accepted += float(q[token] * level.accept)
+            close(law, y[f"{name}.law"], 1e-10)
+            assert accepted == pytest.approx(float(y[f"{name}.accept"]), abs=1e-10), name
+            tv = float((law - p).abs().sum() / 2)
             assert tv == pytest.approx(float(y[f"{name}.tv"]), abs=1e-10), name
-        assert not any(v.lossless for v in named.values())
+            if not callable(rule):
+                assert total_variation(rule, p, q) == pytest.approx(tv, abs=1e-12)
+                assert rule.lossless == (name == "exact")
 
 
 def test_coupling_of_guesses_keeps_their_law():

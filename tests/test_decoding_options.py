@@ -160,6 +160,7 @@ def test_models_that_cannot_score_a_tree_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=message):
             Target(model)
+    Target(torch.compile(llama()))  # what is inside counts
 
 
 @torch.no_grad()

@@ -7,10 +7,12 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from mmtok.decoding import DraftTree, Target, warp
+from mmtok.decoding.drafters.recycling import Recycling
 from mmtok.decoding.rules import Level
 from mmtok.decoding.verifiers.lantern import Lantern
 from mmtok.decoding.verifiers.lanterngreedy import LanternGreedy
@@ -24,9 +26,10 @@ def read(name: str) -> Any:
     return json.loads((GOLDEN / "decoding" / name).read_text())
 
 
-def test_static_trees_have_the_published_masks_depths_and_paths() -> None:
-    for name, want in read("eagle_static_tree.json")["trees"].items():
-        nodes = [(), *map(tuple, want["paths"])]
+@pytest.mark.parametrize("file", ["eagle_static_tree", "token_recycling_tree"])
+def test_static_trees_have_the_published_masks_depths_and_paths(file: str) -> None:
+    for name, want in read(f"{file}.json")["trees"].items():
+        nodes = [(), *map(tuple, want.get("paths") or want["template"])]
         parent = torch.tensor([-1, *(nodes.index(path[:-1]) for path in nodes[1:])])
         tree = DraftTree(torch.arange(len(nodes)), parent, "det")
         assert parent.tolist() == want["parent"], name
@@ -36,6 +39,12 @@ def test_static_trees_have_the_published_masks_depths_and_paths() -> None:
         got = sorted([0, *tree.path_to(leaf)] for leaf in leaves)
         rows = [[node for node in row if node >= 0] for row in want["retrieve_indices"]]
         assert got == sorted(rows)
+        if file == "token_recycling_tree":
+            drafter = Recycling(
+                children=tuple(len(tree.children(i)) for i in range(max(parent) + 1))
+            )
+            assert (drafter.parent, drafter.rank) == (want["parent"], want["rank"])
+            continue
         for row, before in zip(rows, want["earlier_siblings"], strict=True):
             for node, siblings in zip(row[1:], before[1:], strict=False):
                 family = tree.children(int(parent[node]))

@@ -66,12 +66,12 @@ def _refuse(config: Any) -> None:
     for name in _REFUSED:
         if getattr(config, name, None):
             raise InputError(
-                f"{name}={getattr(config, name)} is not supported with drafts: leave it out"
+                f"{name}={getattr(config, name)} is not supported with drafts: switch it off"
             )
     if config.cache_implementation not in (None, "dynamic") or config.use_cache is False:
         raise InputError(
             f"drafts run on a dynamic cache, not with use_cache={config.use_cache}, "
-            f"cache_implementation={config.cache_implementation!r}: leave both out"
+            f"cache_implementation={config.cache_implementation!r}: pass 'dynamic' or nothing"
         )
 
 

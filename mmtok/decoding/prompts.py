@@ -30,7 +30,7 @@ def check_model(model: Any) -> None:
     name, text = type(model).__name__, model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder:
         raise InputError(f"drafts need a decoder-only model, {name} has an encoder for the text")
-    takes = inspect.signature(model.forward).parameters
+    takes = inspect.signature(_unwrapped(model).forward).parameters
     missing = [key for key in ("position_ids", "past_key_values") if key not in takes]
     if missing or getattr(text, "alibi", False):
         raise InputError(
@@ -42,6 +42,13 @@ def check_model(model: Any) -> None:
             f"trees need attention that takes a mask, {' or '.join(_ATTENTION)}, "
             f"this model runs {used!r}; load it with attn_implementation='sdpa'"
         )
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model inside torch.compile or an adapter of PEFT, whose forwards take anything."""
+    model = getattr(model, "_orig_mod", model)
+    adapted = getattr(model, "get_base_model", None)
+    return adapted() if adapted is not None else model
 
 
 def with_mask(inputs: Inputs) -> Inputs:

@@ -45,7 +45,7 @@ class Stats:
 
     def add(self, result: StepResult) -> None:
         """Count one row's step."""
-        tree, path = result.tree, result.verdict.path
+        tree, path = result.tree, result.verdict.path[: len(result.emitted)]  # a stop cuts it
         self.row_steps += 1
         self.drafted += len(tree.tokens) - 1
         for at, node in enumerate([0, *path]):

@@ -40,8 +40,11 @@ class GSD(Verifier):
     first: int = 0
 
     def __post_init__(self) -> None:
-        if self.ranks < 0 or not self.gap > 0:
-            raise InputError(f"gsd: need ranks >= 0 and gap > 0, got {self.ranks} and {self.gap}")
+        if self.ranks < 0 or not (self.gap > 0 and self.distance > 0):
+            raise InputError(
+                "gsd: need ranks >= 0, gap > 0 and distance > 0, "
+                f"got {self.ranks}, {self.gap} and {self.distance}"
+            )
 
     def level(self, p: Tensor, siblings: Tensor, q: Tensor | None) -> rules.Level:
         """See `lossy.group`."""
