@@ -71,6 +71,9 @@ class Letters:
     def get_vocab(self) -> dict[str, int]:
         return {chr(97 + i): i for i in range(24)}
 
+    def _convert_id_to_token(self, token: int) -> str:
+        return chr(97 + token)
+
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         return "".join(tokens)
 
