@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from mmtok.decoding import rules
 from tests import laws
 
-RUNS, CANARY_RUNS = 30_720, 4_096
+RUNS, CANARY_RUNS = 30_720, 6_144
 RULES: dict[str, tuple[laws.Rule, str]] = {
     "chain": (rules.chain, "chain"),
     "recursive": (rules.recursive, "wor"),

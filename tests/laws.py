@@ -2,7 +2,8 @@
 
 Guidance, temperature and top-k are on; drafts run into the maximum length and into ends of
 sequence. Seeds are 0 to runs - 1, one per row. Fixed before the first look: a pair is exact if the
-standardised chi-square stays below 4, a canary is caught above 10.
+standardised chi-square stays below 4, a canary is caught above 10. After it the draft model was
+made to disagree more, since two canaries were too weak to be seen, and those made stronger.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def fit(drafter: Drafter | str, verifier: Verifier | str | None, runs: int) -> F
 
 
 def draft_model() -> Any:
-    return near(vocabulary=VOCABULARY, noise=0.15)
+    return near(vocabulary=VOCABULARY, noise=0.6)
 
 
 Pair = Callable[[], tuple[Drafter | str, Verifier | str | None]]
@@ -205,10 +206,10 @@ class ArgmaxAsDraw(DraftModel):
 
 
 class KeptGuesses(Jacobi):
-    """Keeps a guess that is likely by now, and says it was drawn from what is now known."""
+    """Keeps every guess, and says it was drawn from what is now known."""
 
     def _refined(self, slots: Any, token: int, p: Tensor, q: Tensor) -> int:
-        return token if p[token] > 0.5 else rules.draw(p, slots.uniform())
+        return token
 
 
 CANARIES: dict[str, Pair] = {
@@ -222,11 +223,14 @@ CANARIES: dict[str, Pair] = {
         "chain",
     ),
     "q not renormalised": lambda: (RSDC(model=draft_model(), temperature=2.0), StaleRow()),
-    "siblings tried twice": lambda: (
-        "recycling(successors=3, children=(3, 2, 1))",
+    "drafts tried twice": lambda: (
+        DraftModel(model=draft_model(), temperature=0.0),
         TriedTwice(),
     ),
-    "likely guesses kept": lambda: (KeptGuesses(window=3, coupled=False, temperature=2.0), "chain"),
+    "guesses kept as if redrawn": lambda: (
+        KeptGuesses(window=3, coupled=False, temperature=2.0),
+        "chain",
+    ),
 }
 
 
