@@ -129,7 +129,7 @@ class Engine:
 
     def _judge(self, row: Row, tree: DraftTree, logits: Tensor) -> StepResult:
         logits = logits[: len(tree.tokens)]
-        soft = self.sample or self.verifier.argmax
+        soft = self.sample or not self.verifier.lossless  # an exact greedy rule reads the argmax
         probs = warp.rows(logits, tree, row.ids, row.processors, soft)
         verdict = self.verifier.verify(tree, probs, row.uniform)
         if self.measure_tv and tree.children(0):
