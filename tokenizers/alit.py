@@ -73,7 +73,6 @@ class ALIT(Latents, Tokenizer):
         coder="transformer", quantiser="vq", training="joint", streamable=False, domain="image"
     )
     kind: ClassVar[type[LatentConfig]] = ALITConfig
-    adaptive: ClassVar[bool] = True
 
     error: float = 0.07
     weights: str | None = None
@@ -86,6 +85,11 @@ class ALIT(Latents, Tokenizer):
     def identity(self) -> dict[str, Any]:
         """The configuration, and what decides how many tokens are kept."""
         return {**super().identity(), "error": float(self.error)}
+
+    @property
+    def adaptive(self) -> bool:
+        """It does."""
+        return True
 
     def build(self) -> nn.Module:
         """The network of `config`."""

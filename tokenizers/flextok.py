@@ -10,6 +10,10 @@ ids; the noise that decoding starts from is drawn from `seed`; the position tabl
 are not square keeps rows and columns apart. Every picture of a batch is a row of its own, not a
 part of one packed sequence. Pictures of another size than the model's are scaled to it and back.
 
+Two things are ours. `quality` spends on each picture the fewest tokens that reach it. And a small
+model trained here (`mmtok.training.flex`) gives the mean of what a picture may be in one step from
+zeros, where the flow draws one such picture in many: a mean is nearer to the picture, if blurred.
+
 The published configuration is not read, but for the latent's scale: every size follows from the
 shapes of the weights.
 """
@@ -19,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,10 +35,11 @@ from mmtok.codes import Codebook
 from mmtok.errors import InputError
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
 from mmtok.tokenizers.flextok_net import Decoder, Encoder, FlexTokConfig
-from mmtok.tokenizers.flow import sample
+from mmtok.tokenizers.flow import sample, towards
 from mmtok.tokenizers.network import Networked, find_weights, own_config, read_json, shapes_of
 from mmtok.tokenizers.quantizers import FSQ
 from mmtok.tokenizers.resize import to_size
+from mmtok.tokenizers.spectrum import Spectrum
 from mmtok.tokenizers.vae import VAE
 
 _LEVELS = (8, 8, 8, 5, 5, 5)
@@ -48,13 +53,16 @@ class FlexTok(Networked, Tokenizer):
     Attributes:
         weights: folder, file or hub id of weights; None: a small random model.
         scaling: factor of the latents, where config.json beside the weights does not say it.
-        steps: of the flow when decoding.
-        guidance: scale of the guidance; 1 is none, which halves the time.
+        steps: of the flow when decoding; None: 20, or the one from zeros if the model is for that.
+        guidance: scale of the guidance; 1 is none, which halves the time. None: 7.5, or 1 for a
+            model that decodes in one step.
         projected: projected guidance (APG) instead of plain.
         seed: of random weights and of the noise.
+        quality: peak signal-to-noise ratio in dB that each picture is to reach with as few of
+            `lengths` as possible; it gets all tokens if none does. None: always all.
 
     Raises:
-        InputError: steps or guidance are out of range.
+        InputError: steps, guidance or quality are out of range.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -69,16 +77,19 @@ class FlexTok(Networked, Tokenizer):
 
     weights: str | None = None
     scaling: float | None = None
-    steps: int = 20
-    guidance: float = 7.5
+    steps: int | None = None
+    guidance: float | None = None
     projected: bool = True
     seed: int = 0
+    quality: float | None = None
 
     def __post_init__(self) -> None:
-        if type(self.steps) is not int or not 1 <= self.steps <= 1000:
+        if self.steps is not None and not (type(self.steps) is int and 1 <= self.steps <= 1000):
             raise InputError(f"flextok: steps must be 1 to 1000, got {self.steps!r}")
-        if not isinstance(self.guidance, int | float) or not 0 <= self.guidance <= 100:
-            raise InputError(f"flextok: guidance must be 0 to 100, got {self.guidance!r}")
+        for name in ("guidance", "quality"):
+            value = getattr(self, name)
+            if value is not None and (type(value) not in (int, float) or not 0 <= value <= 100):
+                raise InputError(f"flextok: {name} must be 0 to 100, got {value!r}")
 
     @cached_property
     def config(self) -> FlexTokConfig:
@@ -114,24 +125,53 @@ class FlexTok(Networked, Tokenizer):
         """K."""
         return self.config.registers
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Numbers of tokens that the model was trained to decode, ascending, K the last."""
+        return self.config.lengths or tuple(range(1, self.config.registers + 1))
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether `quality` decides how many tokens a picture gets."""
+        return self.quality is not None
+
     def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """(K,), whatever the size of the picture."""
         if shape[0] != 3:
             raise InputError(f"flextok takes RGB, got shape {shape}")
         return (self.config.registers,)
 
-    def encode_batch(self, media: Tensor) -> Tensor:
-        """Ids (B, K, 1) of (B, 3, H, W)."""
+    def encode_batch(self, media: Tensor) -> Tensor | list[Tensor]:
+        """Ids (B, K, 1) of (B, 3, H, W); with `quality` B of (k_b, 1)."""
         ids: Tensor = self.network.quantize(self.network.encoder(self.latent(media))).ids
-        return ids
+        if self.quality is None:
+            return ids
+        counts = self._counts(ids, media, self.quality)
+        return [row[:count] for row, count in zip(ids, counts.tolist(), strict=True)]
+
+    def _counts(self, ids: Tensor, media: Tensor, quality: float) -> Tensor:
+        """For each picture (B,) the fewest of `lengths` whose decoding is within `quality` dB."""
+        counts = torch.full((len(ids),), self.config.registers)
+        left = torch.arange(len(ids))
+        for length in self.lengths[:-1]:
+            made = self.decode_batch(ids[left, :length], tuple(media.shape[1:]))
+            error = (made - media[left].clamp(0, 1)).square().mean((1, 2, 3)).cpu()
+            met = error <= 10 ** (-quality / 10)
+            counts[left[met]] = length
+            left = left[~met]
+            if not len(left):
+                break
+        return counts
 
     def latent(self, pictures: Tensor) -> Tensor:
         """What the encoder reads, (B, C, side, side), of pictures (B, 3, H, W) in [0, 1]."""
-        side = self.config.side * 2 ** max(0, len(self.config.vae_channels) - 1)
+        config = self.config
+        side = config.side * 2 ** max(0, len(config.vae_channels) - 1)
+        side = next(iter(config.spectrum), side)
         pictures = to_size(pictures, side, side).clamp(0, 1) * 2 - 1
         if self.network.vae is None:
             return pictures
-        latent: Tensor = self.network.vae.vae.encode(pictures) * self.config.scaling
+        latent: Tensor = self.network.vae.vae.encode(pictures) * config.scaling
         return latent
 
     def decode_batch(self, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -141,14 +181,17 @@ class FlexTok(Networked, Tokenizer):
         padded = F.pad(ids, (0, 0, 0, config.registers - ids.shape[1]))
         vectors = self.network.quantize.lookup(padded)
         given, free = decoder.condition(vectors, keep), decoder.condition(vectors, keep * 0)
-        generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(config.channels, config.side, config.side, generator=generator)
+        start = torch.zeros(config.channels, config.side, config.side)
+        if self.steps is not None or not config.direct:
+            start.normal_(generator=torch.Generator().manual_seed(self.seed))
+        velocity = partial(towards, decoder) if config.direct else decoder
+        guidance = (1.0 if config.direct else 7.5) if self.guidance is None else self.guidance
         latent = sample(
-            noise.to(ids.device).expand(len(ids), -1, -1, -1),
-            lambda x, t: decoder(x, t, given),
-            lambda x, t: decoder(x, t, free),
-            steps=self.steps,
-            scale=self.guidance,
+            start.to(ids.device).expand(len(ids), -1, -1, -1),
+            lambda x, t: velocity(x, t, given),
+            lambda x, t: velocity(x, t, free),
+            steps=self.steps or (1 if config.direct else 20),
+            scale=guidance,
             projected=self.projected,
         )
         if self.network.vae is not None:
@@ -157,7 +200,7 @@ class FlexTok(Networked, Tokenizer):
 
 
 class FlexTokNetwork(nn.Module):
-    """Autoencoder, encoder and decoder, under the names of the published weights."""
+    """Autoencoder (if there is one), encoder and decoder, under the names of the published weights."""
 
     def __init__(self, config: FlexTokConfig) -> None:
         super().__init__()
@@ -165,6 +208,9 @@ class FlexTokNetwork(nn.Module):
         if config.vae_channels:
             self.vae = nn.Module()
             self.vae.vae = VAE(config.vae_channels, config.channels, quant=config.vae_quant)
+        if config.spectrum:
+            self.vae = nn.Module()
+            self.vae.vae = Spectrum(config.spectrum[0], config.side)
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quantize = FSQ(config.levels)
 

@@ -56,7 +56,6 @@ class KARL(Latents, Tokenizer):
         coder="transformer", quantiser="vq", training="joint", streamable=False, domain="image"
     )
     kind: ClassVar[type[LatentConfig]] = LatentConfig
-    adaptive: ClassVar[bool] = True
     sparse: ClassVar[bool] = True
 
     error: float = 0.05
@@ -77,6 +76,11 @@ class KARL(Latents, Tokenizer):
     def build(self) -> nn.Module:
         """The network of `config`."""
         return KARLNetwork(self.config)
+
+    @property
+    def adaptive(self) -> bool:
+        """It does."""
+        return True
 
     @property
     def _bin(self) -> int:

@@ -64,7 +64,6 @@ class Tokenizer(ABC):
         causal: the codes of a beginning are the beginning of the codes, where it ends with a
             token: at `time_start` frames or samples and every `time_stride` after that.
         nested: made so that fewer tokens give the same media with less detail.
-        adaptive: chooses by itself how many tokens an item gets.
         sparse: keeps any tokens of the grid, not the first ones; `encode_batch` then gives the
             whole grid, with -1 for what is dropped, and the codes say which places were kept.
     """
@@ -73,8 +72,12 @@ class Tokenizer(ABC):
     taxonomy: ClassVar[Taxonomy]
     causal: ClassVar[bool] = False
     nested: ClassVar[bool] = False
-    adaptive: ClassVar[bool] = False
     sparse: ClassVar[bool] = False
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it chooses by itself how many tokens an item gets."""
+        return False
 
     @property
     def sample_rate(self) -> int | None:

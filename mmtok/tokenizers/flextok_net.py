@@ -31,9 +31,14 @@ class FlexTokConfig:
             latent picture is the picture itself, in [-1, 1].
         vae_quant: whether the autoencoder has 1 x 1 convolutions around its latent.
         scaling: by which the autoencoder's latents are multiplied.
+        spectrum: (pixels,) where the latent picture is made of the lowest side x side frequencies
+            of pictures of so many pixels a side (`spectrum.Spectrum`); empty: it is not.
+        direct: the decoder gives the picture instead of the velocity, and has learned to do so in
+            one step, from zeros in place of noise.
+        lengths: numbers of tokens that the model was trained to decode, ascending; empty: all.
 
     Raises:
-        InputError: sizes that do not divide.
+        InputError: sizes that do not divide, or lengths that do not end with all registers.
     """
 
     levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
@@ -49,11 +54,20 @@ class FlexTokConfig:
     vae_channels: tuple[int, ...] = ()
     vae_quant: bool = False
     scaling: float = 1.0
+    spectrum: tuple[int, ...] = ()
+    direct: bool = False
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         widths = (self.width, self.decoder_width)
         if self.side % self.patch or any(w % self.head_dim or w % 4 for w in widths):
             raise InputError(f"flextok: patch or head_dim do not divide the sizes of {self}")
+        lengths = self.lengths
+        if lengths and (sorted({*lengths}) != [*lengths] or lengths[-1] != self.registers):
+            raise InputError(f"flextok: lengths {lengths} do not rise to {self.registers}")
+        pixels = self.spectrum
+        if pixels and (len(pixels) > 1 or pixels[0] < self.side or self.vae_channels):
+            raise InputError(f"flextok: no {self.side} frequencies a side of spectrum {pixels}")
 
 
 def sincos(rows: int, columns: int, width: int) -> Tensor:
@@ -136,7 +150,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The velocity that leads from noise to a latent picture, given register vectors."""
+    """The velocity that leads from noise to a latent picture, given register vectors.
+
+    Of a `direct` model it is the latent picture itself.
+    """
 
     def __init__(self, config: FlexTokConfig) -> None:
         super().__init__()
@@ -184,7 +201,7 @@ class Decoder(nn.Module):
         return done
 
     def forward(self, noised: Tensor, t: Tensor, registers: Tensor) -> Tensor:
-        """Velocity (B, C, H, W) at noised latents (B, C, H, W), times t (B,) in [0, 1]."""
+        """Velocity or picture (B, C, H, W) at noised latents (B, C, H, W), times t (B,) in [0, 1]."""
         part = self.module_dict
         time = part["dec_time_embedder"].mlp(time_embedding(t))
         x = part["dec_noise_patch_emb"].patch_proj(to_patches(noised, self.patch))

@@ -70,3 +70,10 @@ def sample(
             v = guide(v, free) if projected else free + scale * (v - free)
         x = x - v / steps
     return x
+
+
+def towards(
+    picture: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, t: Tensor, given: Tensor
+) -> Tensor:
+    """The velocity at x (B, ...), t (B,), of a model that predicts what the flow leads to."""
+    return (x - picture(x, t, given)) / t.view(-1, *(1,) * (x.ndim - 1))

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 
 
+_LAYERS = ("layers", "blocks")
+"""What lists of transformer layers are called."""
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum made orthogonal by five Newton-Schulz steps, matrices of one shape together.
 
@@ -84,7 +88,10 @@ class Optimisers:
         others: list[nn.Parameter] = []
         for module in modules:
             for name, weight in module.named_parameters():
-                hidden = weight.ndim == 2 and ".layers." in f".{name}"
+                if not weight.requires_grad:
+                    continue
+                inside = any(f".{part}." in f".{name}" for part in _LAYERS)
+                hidden = weight.ndim == 2 and inside and "adaLN" not in name
                 (matrices if hidden else others).append(weight)
         self.parts: list[torch.optim.Optimizer] = [
             Muon(matrices, lr=lr),
