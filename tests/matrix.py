@@ -161,7 +161,13 @@ SOUNDS = ((1, 1000), (1, 641), (1, 1))
 TOKENIZERS: dict[str, tuple[list[str], tuple[tuple[int, ...], ...]]] = {
     "alit": (["alit(error=0.525)", "alit(error=0, seed=1)"], PICTURES),
     "cvivit": (["cvivit", "cvivit(seed=1)"], PICTURES + CLIPS),
-    "flextok": (["flextok(steps=2)", "flextok(steps=1, guidance=1.0, seed=1)"], PICTURES),
+    "flextok": (
+        [
+            *("flextok(steps=2)", "flextok(steps=1, guidance=1.0, seed=1)"),
+            "flextok(steps=1, guidance=1.0, quality=8.0)",
+        ],
+        PICTURES,
+    ),
     "hf_audio": (
         [
             *("hf_audio(family='dac')", "hf_audio(family='encodec', codebooks=2)"),

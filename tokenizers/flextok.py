@@ -200,7 +200,7 @@ class FlexTok(Networked, Tokenizer):
 
 
 class FlexTokNetwork(nn.Module):
-    """Autoencoder (if there is one), encoder and decoder, under the names of the published weights."""
+    """Encoder, decoder and perhaps an autoencoder, under the names of the published weights."""
 
     def __init__(self, config: FlexTokConfig) -> None:
         super().__init__()

@@ -35,10 +35,11 @@ class FlexTokConfig:
             of pictures of so many pixels a side (`spectrum.Spectrum`); empty: it is not.
         direct: the decoder gives the picture instead of the velocity, and has learned to do so in
             one step, from zeros in place of noise.
-        lengths: numbers of tokens that the model was trained to decode, ascending; empty: all.
+        lengths: numbers of tokens that the model was trained to decode, from 1 up to all;
+            empty: any.
 
     Raises:
-        InputError: sizes that do not divide, or lengths that do not end with all registers.
+        InputError: sizes that do not divide, or lengths that do not rise from 1 to all registers.
     """
 
     levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
@@ -63,8 +64,8 @@ class FlexTokConfig:
         if self.side % self.patch or any(w % self.head_dim or w % 4 for w in widths):
             raise InputError(f"flextok: patch or head_dim do not divide the sizes of {self}")
         lengths = self.lengths
-        if lengths and (sorted({*lengths}) != [*lengths] or lengths[-1] != self.registers):
-            raise InputError(f"flextok: lengths {lengths} do not rise to {self.registers}")
+        if lengths and (sorted({1, *lengths}) != [*lengths] or lengths[-1] != self.registers):
+            raise InputError(f"flextok: lengths {lengths} do not rise from 1 to {self.registers}")
         pixels = self.spectrum
         if pixels and (len(pixels) > 1 or pixels[0] < self.side or self.vae_channels):
             raise InputError(f"flextok: no {self.side} frequencies a side of spectrum {pixels}")
@@ -201,7 +202,7 @@ class Decoder(nn.Module):
         return done
 
     def forward(self, noised: Tensor, t: Tensor, registers: Tensor) -> Tensor:
-        """Velocity or picture (B, C, H, W) at noised latents (B, C, H, W), times t (B,) in [0, 1]."""
+        """Velocity or picture (B, C, H, W) at noised (B, C, H, W) and times t (B,) in [0, 1]."""
         part = self.module_dict
         time = part["dec_time_embedder"].mlp(time_embedding(t))
         x = part["dec_noise_patch_emb"].patch_proj(to_patches(noised, self.patch))

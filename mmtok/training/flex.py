@@ -1,4 +1,4 @@
-"""Train the embedded tokenizer `tiny-flex`: FlexTok (arXiv 2502.13967) at a size for small pictures.
+"""Train the embedded tokenizer `tiny-flex`: FlexTok (arXiv 2502.13967) for small pictures.
 
     python -m mmtok.training.flex --data pictures.tar --out runs/flex
 
@@ -113,7 +113,8 @@ def reconstruction_loss(
     error = made.float() - latent
     if network.vae is not None:
         error = error * network.vae.vae.deviation
-    return error.square().mean()
+    loss: Tensor = error.square().mean()
+    return loss
 
 
 def start_network(config: FlexTokConfig, pictures: Tensor, seed: int) -> FlexTokNetwork:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 _LAYERS = ("layers", "blocks")
 """What lists of transformer layers are called."""
 

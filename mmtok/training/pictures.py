@@ -59,4 +59,5 @@ def _square(picture: Image.Image, side: int) -> Tensor:
     left, top = ((full - short) // 2 for full in picture.size)
     box = (left, top, left + short, top + short)
     scaled = picture.resize((side, side), Image.Resampling.BICUBIC, box=box)
-    return pil_to_tensor(scaled)
+    pixels: Tensor = pil_to_tensor(scaled)
+    return pixels
