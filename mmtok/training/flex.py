@@ -42,7 +42,8 @@ TINY = FlexTokConfig(
     decoder_width=128,
     decoder_depth=4,
     registers=32,
-    side=16,
+    side=12,
+    patch=2,
     spectrum=(32,),
     direct=True,
     lengths=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
@@ -66,7 +67,7 @@ class FlexSettings:
         seed: of weights, lengths, noise and the order of the pictures.
     """
 
-    steps: int = 5000
+    steps: int = 4000
     batch: int = 64
     lr: float = 4e-3
     others_lr: float = 2e-3
@@ -120,14 +121,17 @@ def reconstruction_loss(
 def start_network(config: FlexTokConfig, pictures: Tensor, seed: int) -> FlexTokNetwork:
     """A random network whose spectrum fits uint8 pictures (M, 3, H, W).
 
-    Its decoder starts with open gates: with FlexTok's closed ones, patches see no token at first,
-    and small models then take long to find out that there are any.
+    It starts unlike FlexTok in two ways, without which a small model takes long to find out that
+    there are tokens, and that they differ. The decoder's gates are open. What tells registers apart
+    is as large as what they read.
     """
     torch.manual_seed(seed)
     network = FlexTokNetwork(config)
     for block in network.decoder.module_dict["dec_transformer"].blocks:
         block.adaLN_modulation[1].bias.data.view(2, 6, -1)[:, :2] = 1
     network.decoder.module_dict["dec_to_patches"].proj.weight.data *= 0.1
+    nn.init.normal_(network.encoder.module_dict["enc_register_module"].registers)
+    nn.init.normal_(network.decoder.module_dict["dec_registers_posemb_module"].posembs)
     if network.vae is not None:
         network.vae.vae.fit(pictures[:: max(1, len(pictures) // 4000)].float() / 127.5 - 1)
     return network

@@ -1,0 +1,195 @@
+"""What tiny-flex's tokens are worth: PSNR by length, against a fixed-length twin, and halting.
+
+    python benchmarks/flex.py --data test.tar --train train.tar --twin runs/twin/export
+
+The twin is `python -m mmtok.training.flex --fixed`: same network and pictures, no nested dropout.
+Needs the test extra (scikit-image, for photographs to show, and scipy).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+from card import ROOT, card, markdown, save
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from mmtok.io.sheet import arrange
+from mmtok.tokenizers import FlexTok
+from mmtok.tokenizers.resize import to_size
+from mmtok.training.pictures import load_pictures
+
+BATCH = 100
+SHOWN = ("astronaut", "chelsea", "coffee", "rocket", "colorwheel", "logo")
+
+
+def psnr(made: Tensor, want: Tensor) -> Tensor:
+    """dB of each picture, (B,)."""
+    return -10 * (made.double() - want.double()).square().mean((1, 2, 3)).log10()
+
+
+def lengths_psnr(tokenizer: FlexTok, pictures: Tensor) -> dict[int, Tensor]:
+    """PSNR (B,) by number of tokens."""
+    codes = tokenizer.encode(list(pictures), batch_size=BATCH)
+    return {
+        length: psnr(torch.stack(tokenizer.decode(codes.trim(length), batch_size=BATCH)), pictures)
+        for length in tokenizer.lengths
+    }
+
+
+@torch.no_grad()
+def filled_psnr(tokenizer: FlexTok, pictures: Tensor) -> dict[int, Tensor]:
+    """As `lengths_psnr`, but a missing token is what that token is on average, over `pictures`."""
+    network = tokenizer.network
+    vectors = torch.cat(
+        [
+            network.quantize(network.encoder(tokenizer.latent(p))).vectors
+            for p in pictures.split(100)
+        ]
+    )
+    found = {}
+    for length in tokenizer.lengths:
+        parts = []
+        for part in vectors.split(BATCH):
+            mixed = vectors.mean(0).repeat(len(part), 1, 1)
+            mixed[:, :length] = part[:, :length]
+            given = network.decoder.condition(mixed, torch.full((len(part),), mixed.shape[1]))
+            start = torch.zeros(len(part), 3, tokenizer.config.side, tokenizer.config.side)
+            latent = network.decoder(start, torch.ones(len(part)), given)
+            parts.append(((network.vae.vae.decode(latent) + 1) / 2).clamp(0, 1))
+        found[length] = psnr(torch.cat(parts), pictures)
+    return found
+
+
+def linear_psnr(train: Tensor, pictures: Tensor, lengths: tuple[int, ...]) -> dict[int, Tensor]:
+    """The best linear code: principal components of `train`, six to a token, not rounded."""
+    flat = train.flatten(1).double()
+    mean = flat.mean(0)
+    _, axes = torch.linalg.eigh((flat - mean).T @ (flat - mean))
+    axes = axes.flip(1)
+    rest = pictures.flatten(1).double() - mean
+    found = {}
+    for length in lengths:
+        kept = axes[:, : 6 * length]
+        made = (rest @ kept @ kept.T + mean).clamp(0, 1)
+        found[length] = psnr(made.view_as(pictures), pictures)
+    return found
+
+
+def jpeg_bytes(picture: Tensor) -> int:
+    """Size of the picture as a JPEG of quality 75."""
+    held = io.BytesIO()
+    to_pil_image(picture).save(held, "jpeg", quality=75)
+    return len(held.getvalue())
+
+
+def by_length(options: argparse.Namespace, tokenizer: FlexTok, pictures: Tensor) -> str:
+    ours, few = lengths_psnr(tokenizer, pictures), pictures[:: max(1, len(pictures) // 500)]
+    flow = lengths_psnr(FlexTok(weights=options.weights, steps=20), few)
+    twin = FlexTok(weights=str(options.twin))
+    cut, filled = lengths_psnr(twin, pictures), filled_psnr(twin, pictures)
+    train = load_pictures(options.train, 32).float() / 255
+    linear = linear_psnr(train, pictures, tokenizer.lengths)
+    head = ["tokens", "bits", "PSNR", "5th percentile", "20 flow steps"]
+    rows = [[*head, "twin, cut", "gain", "twin, filled", "gain", "linear"]]
+    for length, value in ours.items():
+        best = float(value.mean())
+        bits = length * tokenizer.codebook.bits
+        row = [str(length), f"{bits:.0f}", f"**{best:.2f}**", f"{value.quantile(0.05):.2f}"]
+        row.append(f"{flow[length].mean():.2f}")
+        for other in (cut, filled):
+            row += [f"{other[length].mean():.2f}", f"{best - float(other[length].mean()):+.2f}"]
+        rows.append([*row, f"{linear[length].mean():.2f}"])
+    return markdown(rows)
+
+
+def halting(options: argparse.Namespace, pictures: Tensor) -> str:
+    sizes = np.array([jpeg_bytes(picture) for picture in pictures])
+    rows = [["quality", "tokens", "fewest", "most", "reach it", "5th percentile", "correlation"]]
+    for quality in (16, 18, 20, 22):
+        tokenizer = FlexTok(weights=options.weights, quality=quality)
+        codes = tokenizer.encode(list(pictures), batch_size=BATCH)
+        made = psnr(torch.stack(tokenizer.decode(codes, batch_size=BATCH)), pictures)
+        counts = np.array(codes.counts)
+        row = [f"{quality} dB", f"{counts.mean():.1f}", str(counts.min()), str(counts.max())]
+        row += [f"{(made >= quality).double().mean():.1%}", f"{made.quantile(0.05):.2f}"]
+        rows.append([*row, f"{spearmanr(counts, sizes).statistic:.3f}"])
+    return markdown(rows)
+
+
+def sheet(tokenizer: FlexTok) -> Image.Image:
+    """Photographs and what is left of them at some lengths, four times as large."""
+    details = []
+    for name in SHOWN:
+        whole = torch.from_numpy(np.ascontiguousarray(getattr(skimage.data, name)()[..., :3]))
+        side = min(whole.shape[:2])
+        square = whole.permute(2, 0, 1)[None, :, :side, :side].float() / 255
+        details.append(to_size(square, 32, 32)[0].clamp(0, 1))
+    codes = tokenizer.encode(details)
+    columns = [("picture", details)]
+    for length in (1, 2, 4, 8, 16, 32):
+        made = tokenizer.decode(codes.trim(length))
+        columns.append((f"{length} token{'s' if length > 1 else ''}", made))
+    panels = []
+    for place, detail in enumerate(details):
+        for title, column in columns:
+            large = to_pil_image(column[place]).resize((128, 128), Image.Resampling.NEAREST)
+            said = (
+                ""
+                if column is details
+                else f"\n{psnr(column[place][None], detail[None])[0]:.1f} dB"
+            )
+            panels.append((title + said, large))
+    return arrange(panels, columns=len(columns), font_size=14)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="held-out pictures")
+    parser.add_argument("--train", type=Path, required=True, help="those trained on, for `linear`")
+    parser.add_argument("--twin", type=Path, required=True, help="exported folder of the twin")
+    parser.add_argument("--weights", default="tiny-flex")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pictures = load_pictures(options.data, 32).float() / 255
+    tokenizer = FlexTok(weights=options.weights)
+    tables = by_length(options, tokenizer, pictures), halting(options, pictures)
+    sheet(tokenizer).save(ROOT / "docs" / "results" / "flex.png")
+    text = card("tiny-flex: what the first tokens of a picture are worth")
+    text += TEXT.format(*tables, n=f"{len(pictures):,}")
+    save(f"{Path(__file__).stem}.md", text)
+
+
+TEXT = """PSNR in dB, mean over {n} held-out pictures of 32 pixels a side, by the number of tokens.
+
+- *20 flow steps*: samples, from noise, instead of the mean in one step; of 500 of the pictures.
+- *twin*: the same network trained without nested dropout. *cut* decodes its first tokens as any
+  FlexTok does; *filled* puts the average vector of each missing token, over these very pictures, in
+  its place, which no decoder could know: the best that can be made of it.
+- *linear*: principal components of the training pictures, six numbers to a token as here, but not
+  rounded, so of many more bits.
+
+{0}
+## Halting
+
+`flextok(weights="tiny-flex", quality=...)` gives each picture the fewest tokens that reach the
+quality, or all. The correlation is Spearman's, of tokens with bytes as a JPEG of quality 75.
+
+{1}
+## Pictures
+
+Photographs from scikit-image, that the model was not trained on.
+
+![reconstructions](flex.png)
+"""
+
+
+if __name__ == "__main__":
+    main()
