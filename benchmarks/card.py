@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 def card(title: str) -> str:
     """Markdown lines: title, command, commit, machine and date."""
     device = torch.device("cuda" if "cuda" in sys.argv else "cpu")
-    words = ["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]
+    words = ["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *map(_short, sys.argv[1:])]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
     ).stdout.strip()
@@ -32,6 +32,11 @@ def card(title: str) -> str:
         f"- machine: {place}; load {load:.1f} at the end\n"
         f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC\n\n"
     )
+
+
+def _short(word: str) -> str:
+    """A word of the command; of a path on this machine its name alone."""
+    return Path(word).name if word.startswith("/") else word
 
 
 def markdown(rows: list[list[str]]) -> str:
