@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 def card(title: str) -> str:
     """Markdown lines: title, command, commit, machine and date."""
     device = torch.device("cuda" if "cuda" in sys.argv else "cpu")
-    words = ["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *map(_short, sys.argv[1:])]
+    script = str(Path(sys.argv[0]).resolve().relative_to(ROOT))
+    words = ["python", script, *map(_short, sys.argv[1:])]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
     ).stdout.strip()
