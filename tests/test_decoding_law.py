@@ -1,6 +1,7 @@
 """Sampling through the whole engine follows the target's law: chi-square over all sequences.
 
-2,048 runs per pair and 4,096 per canary; `benchmarks/decoding_law.py` makes more than 30,000 of the same.
+2,048 runs per pair and 4,096 per canary; `benchmarks/decoding_law.py` makes more than 30,000 of
+the same.
 """
 
 from __future__ import annotations
