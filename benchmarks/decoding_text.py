@@ -30,7 +30,7 @@ SMALL_TREE = "recycling(children=(3, 2, 1, 0, 1))"
 GREEDY = (
     ("lookup", "greedy"),
     (AS_STOCK, "greedy"),
-    ("recycling", "greedy"),
+    ("rasd(base='lookup')", "greedy"),
     (SMALL_TREE, "greedy"),
     ("jacobi(window=7, top_k=1)", "greedy"),
     ("lookup", "rollback(tau=2.0)"),
