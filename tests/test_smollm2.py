@@ -19,7 +19,7 @@ PROMPTS = (
     "Repeat word for word: The red tram climbs the hill, and the red tram comes down again.",
     "Name three animals of the sea.",
 )
-SHORTER = {"jacobi": {"window": 4}}
+OPTIONS = {"jacobi": {"window": 4}, "s2d": {"exits": (15,)}}
 
 
 @cache
@@ -38,7 +38,7 @@ def drafter(name: str) -> Any:
     """With the target as its own draft model, where the drafter wants one."""
     made = drafter_registry.get(name)
     wants_model = "model" in {field.name for field in fields(made)}
-    return made(**SHORTER.get(name, {}), **({"model": loaded()[0]} if wants_model else {}))
+    return made(**OPTIONS.get(name, {}), **({"model": loaded()[0]} if wants_model else {}))
 
 
 @pytest.mark.parametrize("name", drafter_registry.names())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,6 @@ def test_trained_vqtoken_in_a_pipeline(tmp_path: Path) -> None:
     assert [k for _, _, k in done.reduction.tokens] == [5, 5]
     assert analytic_flops(lvlm, done)["reduce.select"] == counted.by_stage["reduce.select"]
     (made,) = done.reduction.visual_tokens
-    chosen = reducer.select(tokens)
+    chosen = reducer.select(replace(tokens, item_ids=made.item_ids))  # k-means draws by the name
     assert chosen.made is not None
     assert torch.equal(made.features, torch.stack(chosen.made))
