@@ -67,6 +67,34 @@ def test_a_host_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     server.close()
 
 
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}] * 10_000,
+        [{"role": "user", "content": [{"type": "text", "text": ""}] * 257}],
+    ],
+)
+def test_messages_and_parts_are_counted(messages: list[Any]) -> None:
+    last = {"role": "user", "content": ""}
+    talk = [*messages, last] if len(messages) > 1 else messages
+    with pytest.raises(RefusedError, match="expected at most 256") as refused:
+        read_request({"messages": talk}, Limits())
+    assert refused.value.status == 413
+
+
+def test_a_prompt_longer_than_the_model_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipeline(load("tiny"))
+    monkeypatch.setattr(pipe, "run", lambda *a, **k: pytest.fail("the model was run"))
+    batcher = Batcher(pipe)
+    try:
+        asked = read_request({"messages": ask(text="a " * 10_000)}, Limits())
+        with pytest.raises(RefusedError, match="tokens and max_tokens 128, expected") as refused:
+            batcher.submit(asked).result(60)
+    finally:
+        batcher.close()
+    assert refused.value.status == 400
+
+
 def test_each_answer_counts_its_own_visual_tokens() -> None:
     pipe = Pipeline(load("tiny"), SPEC)
     batcher = Batcher(pipe, window_s=0.2)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmtok.accounting.timing import StageTimer
 from mmtok.errors import InputError
 from mmtok.serving.chat import Ask
 from mmtok.serving.limits import RefusedError
@@ -25,6 +26,7 @@ from mmtok.serving.limits import RefusedError
 if TYPE_CHECKING:
     from mmtok.accounting.ledger import Ledger
     from mmtok.models.encoder_seam import Media
+    from mmtok.models.lvlm import LVLM
     from mmtok.pipeline import Pipeline
 
 
@@ -176,8 +178,13 @@ class Batcher:
         options: dict[str, Any] = dict(batch[0].ask.options)
         if any(one.heard for one in batch):
             options["streamer"] = self._listener([one.heard for one in batch])
-        result = self.pipe.generate_batch([one.ask.prompt for one in batch], **options)
-        mask = result.inputs["attention_mask"]
+        lvlm = self.pipe.lvlm
+        timer = StageTimer(lvlm.device, cpu_peak=True)
+        with timer.stage("source"):
+            inputs = lvlm.inputs_batch([one.ask.prompt for one in batch])
+        mask = inputs["attention_mask"]
+        _check_length(lvlm, int(mask.sum(1).max()), options["max_new_tokens"])
+        result = self.pipe.run(inputs, timer=timer, **options)
         rows = zip(result.texts, mask.sum(1).tolist(), result.new_tokens, strict=True)
         return [
             Answer(
@@ -196,6 +203,19 @@ class Batcher:
         ends = lvlm.model.generation_config.eos_token_id
         several = ends if isinstance(ends, list) else [] if ends is None else [ends]
         return _Listener(lambda ids: lvlm.decode(torch.tensor([ids]))[0], heard, several)
+
+
+def _check_length(lvlm: LVLM, prompt: int, new: int) -> None:
+    """Refuse a prompt that would run out of positions before its answer is whole.
+
+    Raises:
+        InputError: its tokens and those of the answer are more than the text model was made for.
+    """
+    most = getattr(lvlm.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and prompt + new > most:
+        raise InputError(
+            f"a prompt of {prompt} tokens and max_tokens {new}, expected at most {most} together"
+        )
 
 
 def _visual(media: Sequence[Media], row: int, length: int) -> tuple[int, int]:

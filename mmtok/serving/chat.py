@@ -93,6 +93,8 @@ def _turns(messages: Any, limits: Limits) -> list[Turn]:
     """Role and content parts of each message, before anything in them is fetched."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise RefusedError(400, "messages must be a list of objects")
+    if len(messages) > limits.messages:
+        raise RefusedError(413, f"{len(messages)} messages, expected at most {limits.messages}")
     roles = [message.get("role") for message in messages]
     talk = roles[roles[:1] == ["system"] :]
     if not len(talk) % 2 or talk != ["user", "assistant"] * (len(talk) // 2) + ["user"]:
@@ -106,6 +108,9 @@ def _turns(messages: Any, limits: Limits) -> list[Turn]:
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise RefusedError(400, "content must be a text or a list of parts")
         found.append({"role": message["role"], "content": parts})
+    count = sum(len(turn["content"]) for turn in found)
+    if count > limits.parts:
+        raise RefusedError(413, f"{count} content parts, expected at most {limits.parts}")
     texts = [part.get("text") for turn in found for part in turn["content"]]
     length = sum(len(text) for text in texts if isinstance(text, str))
     if length > limits.text:

@@ -14,11 +14,13 @@ class Limits:
         body_bytes: of a whole request.
         body_s: how long a request's body may take to come in.
         media_bytes: of one picture or video, decoded from base64 or fetched.
+        messages: of one request.
+        parts: of all its messages together.
         media: pictures and videos in one request.
         pixels: of all pictures and sampled frames of one request together.
         frames: sampled from one video.
         new_tokens: of one answer.
-        text: characters of the question.
+        text: characters of all its messages together.
         waiting: requests that may be in work or wait for it.
         media_root: folder below which `file://` paths may be read; None: none.
         remote: whether http(s) URLs are fetched, from public addresses and without redirects.
@@ -27,6 +29,8 @@ class Limits:
     body_bytes: int = 32 * 2**20
     body_s: float = 60.0
     media_bytes: int = 24 * 2**20
+    messages: int = 256
+    parts: int = 256
     media: int = 16
     pixels: int = 2**24
     frames: int = 32
