@@ -9,6 +9,7 @@ from PIL import Image
 
 import mmtok
 from mmtok.models.turns import as_turns, frames_as_images
+from mmtok.training.tokens import TEMPLATE
 
 PLACE, CLIP = {"type": "image"}, {"type": "video"}
 
@@ -46,6 +47,25 @@ def test_turns_reach_the_model(family: str) -> None:
     )
     places = [text.index(part) for part in ("Be short.", "what?", "it.", "why?")]
     assert places == sorted(places)
+
+
+def test_the_markers_of_tiny_never_stick_to_what_was_said() -> None:
+    lvlm = mmtok.load("tiny")
+    turns = [
+        said("system", "Be short"),
+        said("user", PLACE, "Is there a bag in the image?"),
+        said("assistant", "yes"),
+        said("user", "Which items"),
+    ]
+    picture = Image.linear_gradient("L").convert("RGB")
+    tokenizer = lvlm.processor.tokenizer
+    ids = lvlm.inputs_batch([([picture], None, turns)])["input_ids"][0].tolist()
+    assert ids.count(tokenizer.convert_tokens_to_ids("USER")) == 2
+    assert ids.count(tokenizer.convert_tokens_to_ids(" ASSISTANT")) == 2
+    assert ids.count(tokenizer.unk_token_id) == 2  # "Be" and " short"
+    one = lvlm.processor.apply_chat_template([said("user", PLACE, "x")], add_generation_prompt=True)
+    assert one == "USER: <image>\nx ASSISTANT:"
+    assert lvlm.processor.chat_template == TEMPLATE
 
 
 @pytest.mark.parametrize(

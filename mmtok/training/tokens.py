@@ -21,7 +21,8 @@ seven eight zero none where Where Are Does kind garment garments item object obj
 """
 
 TEMPLATE = """{%- for message in messages -%}
-{{- {'user': 'USER: ', 'assistant': ' ASSISTANT: '}.get(message['role'], '') -}}
+{%- if message['role'] == 'user' -%}{{- '' if loop.first else '\\n' -}}{{- 'USER: ' -}}
+{%- elif message['role'] == 'assistant' -%}{{- '' if loop.first else ' ' -}}{{- 'ASSISTANT: ' -}}{%- endif -%}
 {%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}
 {%- set images = message['content'] | selectattr('type', 'equalto', 'image') | list | length -%}
 {%- set seen = namespace(n=0) -%}
@@ -33,7 +34,8 @@ TEMPLATE = """{%- for message in messages -%}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}"""
-"""Chat template: images first, numbered if there are several, then the text."""
+"""Chat template: images first, numbered if there are several, then the text. Later
+turns of a user begin on a new line: their marker is the token that it is in front of a prompt."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
