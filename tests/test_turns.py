@@ -49,6 +49,19 @@ def test_turns_reach_the_model(family: str) -> None:
     assert places == sorted(places)
 
 
+def test_a_system_turn_is_one_text() -> None:
+    turns = as_turns([said("system", "AA", "BB"), said("user", PLACE, "c", "d")], 1, 0)
+    assert turns == [said("system", "AABB"), said("user", PLACE, "c", "d")]
+
+
+def test_a_template_that_refuses_names_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lvlm = mmtok.load("llava", dummy=True)
+    monkeypatch.setattr(lvlm.processor, "chat_template", "{{ raise_exception('not so') }}")
+    with pytest.raises(mmtok.InputError) as refused:
+        lvlm.inputs_batch([(None, None, "hi")])
+    assert str(refused.value) == f"{lvlm.name}: not so (roles: user)"
+
+
 def test_the_markers_of_tiny_never_stick_to_what_was_said() -> None:
     lvlm = mmtok.load("tiny")
     turns = [
@@ -79,6 +92,7 @@ def test_the_markers_of_tiny_never_stick_to_what_was_said() -> None:
         ([said("user", {"type": "audio"})], "a turn must have"),
         ([said("user", "x")], "0 images and 0 videos, got 1 and 0"),
         ([said("user", PLACE, "\ud800")], "valid Unicode"),
+        ([said("system", PLACE, "x"), said("user", "y")], "a system turn takes text alone"),
     ],
 )
 def test_what_cannot_be_read_is_refused(turns: Any, reason: str) -> None:

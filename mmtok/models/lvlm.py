@@ -152,7 +152,7 @@ class LVLM:
             return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
         except TemplateError as error:  # some want users and assistants in turn, or no system
             roles = ", ".join(turn["role"] for turn in turns)
-            raise InputError(f"{self.name}: {first_line(error)} (roles: {roles})") from error
+            raise ValueError(f"{first_line(error)} (roles: {roles})") from error
 
 
 def _clip_options(clips: list[Clip], fps: float) -> dict[str, Any]:

@@ -45,11 +45,19 @@ def _checked(turn: Any) -> Turn:
     fits = isinstance(turn, dict) and turn.get("role") in _ROLES
     content = turn.get("content") if fits else None
     if isinstance(content, list) and all(map(_is_part, content)):
-        return dict(turn)
+        return _one_text(turn) if turn["role"] == "system" else dict(turn)
     raise InputError(
         f"a turn must have a role of {', '.join(_ROLES)} and a list of image, video and text parts "
         f"as content, got {turn!r:.80}"
     )
+
+
+def _one_text(turn: Turn) -> Turn:
+    """A system turn with its texts as one: some chat templates read the first part alone."""
+    if any(part["type"] != "text" for part in turn["content"]):
+        raise InputError("a system turn takes text alone, got a place for an image or a video")
+    text = "".join(part["text"] for part in turn["content"])
+    return {**turn, "content": [{"type": "text", "text": text}]}
 
 
 def _is_part(part: Any) -> bool:
