@@ -116,12 +116,17 @@ def gather(sources: Sequence[Source], hashed: Sequence[Digest], recipe: Recipe) 
     """Items of work, ordered by key; sources with the same bytes become one."""
     found: dict[str, tuple[str | None, list[Source], str | None]] = {}
     for source, (sha256, error) in zip(sources, hashed, strict=True):
-        missing = hashlib.sha256(f"unreadable:{source.name}".encode()).hexdigest()
-        found.setdefault(recipe.key(sha256 or missing), (sha256, [], error))[1].append(source)
+        known = sha256 or _unreadable(source.name)
+        found.setdefault(recipe.key(known), (sha256, [], error))[1].append(source)
     return [
         Item(key, sha256, tuple(same), error)
         for key, (sha256, same, error) in sorted(found.items())
     ]
+
+
+def _unreadable(name: str) -> str:
+    """Stands for the hash of a source that cannot be read; file names may be no valid Unicode."""
+    return hashlib.sha256(f"unreadable:{name}".encode(errors="surrogatepass")).hexdigest()
 
 
 def divide(items: Sequence[Item], job: Job, ready: Collection[str]) -> tuple[list[list[Item]], int]:
