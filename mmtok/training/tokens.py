@@ -22,7 +22,8 @@ seven eight zero none where Where Are Does kind garment garments item object obj
 
 TEMPLATE = """{%- for message in messages -%}
 {%- if message['role'] == 'user' -%}{{- '' if loop.first else '\\n' -}}{{- 'USER: ' -}}
-{%- elif message['role'] == 'assistant' -%}{{- '' if loop.first else ' ' -}}{{- 'ASSISTANT: ' -}}{%- endif -%}
+{%- elif message['role'] == 'assistant' -%}{{- '' if loop.first else ' ' -}}{{- 'ASSISTANT: ' -}}
+{%- endif -%}
 {%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}
 {%- set images = message['content'] | selectattr('type', 'equalto', 'image') | list | length -%}
 {%- set seen = namespace(n=0) -%}
