@@ -101,9 +101,19 @@ def test_another_recipe_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_error_can_end_the_run_and_loses_no_shard(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cut\.png|words\.jpg"):
+    for name in ("cut.png", "words.jpg"):
+        (folder / name).unlink()
+    good = sorted(recipe().key(source.digest()) for source in list_sources(folder))
+    for number in range(1000):  # one whose key puts it into the last of three shards
+        (folder / "bad.png").write_bytes(b"\x89PNG nothing %d" % number)
+        (bad,) = (s for s in list_sources(folder) if s.name == "bad.png")
+        if recipe().key(bad.digest()) > good[-1]:
+            break
+    with pytest.raises(InputError, match=r"bad\.png"):
         run(folder, tmp_path / "out", on_error="fail")
-    assert run(folder, tmp_path / "out").done + run(folder, tmp_path / "out").skipped > 0
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
+    made = run(folder, tmp_path / "out")
+    assert (made.skipped, made.done, made.failed) == (6, 1, 1)
 
 
 def test_a_mended_file_is_no_failure_any_more(folder: Path, tmp_path: Path) -> None:
