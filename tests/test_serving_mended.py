@@ -1,13 +1,16 @@
-"""What a folder of features survives: odd names, lost and damaged files, sources that come later."""
+"""What a folder of features survives: odd names, lost and damaged files, late sources."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mmtok import InputError
 from mmtok.cli.output import answer, say
 from mmtok.serving.shards import read_manifest
 from mmtok.serving.verify import verify
@@ -34,9 +37,46 @@ def test_names_that_are_no_unicode(
     made = run(folder, tmp_path / "out")
     assert (made.done, made.failed) == (4, 1)
     names = {name for row in read_manifest(tmp_path / "out") for name in row["sources"]}
-    assert {"\udcff.png"} <= names
+    assert all(name in names for name in ("\udcff.png", "\udcfe.png"))
     assert verify(tmp_path / "out") == []
     (line,) = made.errors
     say(line)
     answer(made.to_dict())
     assert "\\udcfe.png" in capfd.readouterr().out
+
+
+def edited(rows: list[dict[str, Any]], **changes: Any) -> str:
+    """Rows as a file, the first one of them changed; None takes a field out."""
+    first = {k: v for k, v in (rows[0] | changes).items() if changes.get(k, v) is not None}
+    return "".join(json.dumps(row) + "\n" for row in [first, *rows[1:]])
+
+
+def test_verify_names_damaged_and_forged_rows(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(folder, out)
+    manifest = out / "manifest.jsonl"
+    text, rows = manifest.read_text(), read_manifest(out)
+    assert verify(out) == []
+    for missing in ("tensors_sha256", "tokens_out", "shard", "key", "sources"):
+        manifest.write_text(edited(rows, **{missing: None}))
+        assert any(f"line 1: damaged (no {missing})" in line for line in verify(out))
+    forged = [{"tokens_in": 7}, {"counts": [3]}, {"sha256": "0" * 64}, {"sources": ["x"]}]
+    for changes in forged:
+        manifest.write_text(edited(rows, **changes))
+        (problem,) = verify(out)
+        assert "not the one of its shard" in problem
+    manifest.write_text("".join(json.dumps(row | {"status": "error"}) + "\n" for row in rows))
+    assert len(verify(out)) == 4
+    manifest.write_bytes(b"\xff\xfe" + text.encode())
+    assert "damaged" in verify(out)[0]
+    manifest.write_text(text)
+    shard = sorted((out / "shards").glob("*.jsonl"))[0]
+    whole = shard.read_text()
+    shard.write_text(whole[:50])
+    assert f"{shard}, line 1: damaged" in verify(out)[0]
+    with pytest.raises(InputError, match="line 1: damaged"):
+        run(folder, out)
+    shard.write_text(whole)
+    (out / "run.json").unlink()
+    (problem,) = verify(out)
+    assert "run.json: cannot be read" in problem

@@ -110,15 +110,49 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _row_files(out: Path) -> list[Path]:
+def row_files(out: Path) -> list[Path]:
+    """The files with the rows of all shards."""
     return sorted((out / "shards").glob("*.jsonl"))
 
 
 def shard_rows(out: Path) -> Iterator[Row]:
-    """The rows of all finished shards."""
-    for path in _row_files(out):
-        for line in path.read_text().splitlines():
-            yield json.loads(line)
+    """The rows of all finished shards.
+
+    Raises:
+        InputError: some are damaged.
+    """
+    for path in row_files(out):
+        yield from read_rows(path)
+
+
+_SAID = {"key": str, "sources": list, "status": str}
+_SAID_OF_FEATURES = _SAID | {"shard": str, "tensors_sha256": str, "tokens_out": int}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows in a file.
+
+    Raises:
+        InputError: it cannot be read, or a row lacks what every row has.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({reason(error)})") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            good = isinstance(row, dict) and row.get("status") == "ok"
+            for name, kind in (_SAID_OF_FEATURES if good else _SAID).items():
+                if not isinstance(row, dict) or not isinstance(row.get(name), kind):
+                    raise ValueError(f"no {name}")
+            if not row["sources"] or not all(isinstance(s, str) for s in row["sources"]):
+                raise ValueError("no sources")
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number}: damaged ({reason(error)})") from None
+        rows.append(row)
+    return rows
 
 
 def write_manifest(out: Path) -> tuple[str, set[str]]:
@@ -132,11 +166,11 @@ def write_manifest(out: Path) -> tuple[str, set[str]]:
         recipe, however the work was divided; and the keys of the items that failed.
     """
     while True:
-        seen = _row_files(out)
+        seen = row_files(out)
         rows = sorted(shard_rows(out), key=lambda row: str(row["key"]))
         with whole(out / "manifest.jsonl") as temporary, temporary.open("w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-        if _row_files(out) == seen:
+        if row_files(out) == seen:
             return content_hash(rows), {row["key"] for row in rows if row["status"] == "error"}
 
 
@@ -148,25 +182,25 @@ def content_hash(rows: Iterable[Row]) -> str:
     return digest.hexdigest()
 
 
+def manifest_path(out: Path) -> Path:
+    """The manifest of a finished job.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = out / "manifest.jsonl"
+    if not path.is_file():
+        raise InputError(f"{path}: not found, expected a folder that `mmtok preprocess` made")
+    return path
+
+
 def read_manifest(out: Path) -> list[Row]:
     """All rows of a finished job.
 
     Raises:
         InputError: no manifest, or a damaged one.
     """
-    path = out / "manifest.jsonl"
-    if not path.is_file():
-        raise InputError(f"{path}: not found, expected a folder that `mmtok preprocess` made")
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            if not {"key", "status", "sources"} <= row.keys():
-                raise ValueError("no key, status or sources")
-        except (ValueError, AttributeError) as error:
-            raise InputError(f"{path}, line {number}: damaged ({reason(error)})") from None
-        rows.append(row)
-    return rows
+    return read_rows(manifest_path(out))
 
 
 def read_item(out: Path, row: Row) -> dict[str, Tensor]:

@@ -6,26 +6,38 @@ from collections import Counter
 from pathlib import Path
 
 from mmtok.errors import InputError
-from mmtok.serving.shards import Row, read_item, read_manifest, shard_rows
+from mmtok.serving.recipe import load_recipe
+from mmtok.serving.shards import Row, manifest_path, read_item, read_rows, row_files
 
 
 def verify(out: Path) -> list[str]:
     """Everything that is wrong with a job's folder, a line each; nothing if all is well.
 
     Raises:
-        InputError: there is no manifest, or it cannot be read.
+        InputError: there is no manifest.
     """
-    rows = read_manifest(out)
-    problems = [
+    manifest, problems = manifest_path(out), list[str]()
+    try:
+        load_recipe(out)
+    except InputError as error:
+        problems.append(str(error))
+    rows = _rows(manifest, problems)
+    problems += [
         f"{key[:12]}: {count} rows, expected one"
         for key, count in Counter(row["key"] for row in rows).items()
         if count > 1
     ]
+    written = {row["key"]: row for path in row_files(out) for row in _rows(path, problems)}
     listed = {row["key"] for row in rows}
     problems += [
-        f"{row['key'][:12]}: in shard {row.get('shard')}, not in the manifest"
-        for row in shard_rows(out)
-        if row["key"] not in listed
+        f"{key[:12]}: in shard {row.get('shard')}, not in the manifest"
+        for key, row in written.items()
+        if key not in listed
+    ]
+    problems += [
+        f"{row['key'][:12]}: its row in the manifest is not the one of its shard"
+        for row in rows
+        if not _same(row, written.get(row["key"]))
     ]
     for row in rows:
         if row["status"] == "ok":
@@ -39,14 +51,34 @@ def verify(out: Path) -> list[str]:
     return problems
 
 
+def _rows(path: Path, problems: list[str]) -> list[Row]:
+    """A file's rows; none, and one more problem, if they are damaged."""
+    try:
+        return read_rows(path)
+    except InputError as error:
+        problems.append(str(error))
+        return []
+
+
+def _same(row: Row, written: Row | None) -> bool:
+    """Whether the manifest says what the shard does; sources may have come since then."""
+    if written is None:
+        return False
+    added = set(written["sources"]) <= set(row["sources"])
+    return added and row == written | {"sources": row["sources"]}
+
+
 def _item(out: Path, row: Row) -> list[str]:
     try:
         tensors = read_item(out, row)
     except InputError as error:
         return [str(error)]
+    if missing := {"features", "kept", "position"} - tensors.keys():
+        return [f"{row['key'][:12]} ({row['sources'][0]}): no {', '.join(sorted(missing))}"]
     wrong = []
     if not bool(tensors["features"].isfinite().all()):
         wrong.append("NaN or infinite features")
-    if {len(tensors[name]) for name in ("features", "kept", "position")} != {row["tokens_out"]}:
+    sizes = {len(tensors[name]) for name in ("features", "kept", "position")}
+    if sizes != {row["tokens_out"]}:
         wrong.append(f"other than {row['tokens_out']} tokens")
     return [f"{row['key'][:12]} ({row['sources'][0]}): {what}" for what in wrong]
