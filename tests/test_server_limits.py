@@ -82,6 +82,22 @@ def test_messages_and_parts_are_counted(messages: list[Any]) -> None:
     assert refused.value.status == 413
 
 
+@pytest.mark.parametrize(
+    ("given", "sampled"),
+    [(None, False), (0, False), (1e-320, False), (1e-40, False), (1e-3, True), (1, True)],
+)
+def test_temperatures_near_zero_are_greedy(given: float | None, sampled: bool) -> None:
+    asked = read_request({"messages": ask(), "temperature": given, "top_p": 0.5}, Limits())
+    options = {"do_sample": True, "temperature": given, "top_p": 0.5} if sampled else {}
+    assert dict(asked.options) == {"max_new_tokens": 128} | options
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p"])
+def test_a_bool_is_no_number(name: str) -> None:
+    with pytest.raises(RefusedError, match=f"{name} must be in"):
+        read_request({"messages": ask(), name: True}, Limits())
+
+
 def test_a_prompt_longer_than_the_model_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipeline(load("tiny"))
     monkeypatch.setattr(pipe, "run", lambda *a, **k: pytest.fail("the model was run"))

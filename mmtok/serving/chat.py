@@ -26,6 +26,8 @@ _KNOWN = frozenset(
 # Parameters that change nothing at these values, and are not supported at others.
 _NEUTRAL = {"n": (None, 1), "stop": (None, []), "seed": (None,)}
 _NEUTRAL |= {"frequency_penalty": (None, 0), "presence_penalty": (None, 0)}
+# A lower temperature picks the likeliest token all the same, but logits divided by it overflow.
+_GREEDY_BELOW = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +173,7 @@ def decode(data: bytes, limits: Limits, pixels: int) -> Image | Clip:
 
 
 def _options(body: dict[str, Any], limits: Limits) -> tuple[tuple[str, Any], ...]:
-    """Options of `generate`; greedy unless a temperature is given."""
+    """Options of `generate`; greedy unless a temperature that matters is given."""
     given = (body.get(name) for name in ("max_completion_tokens", "max_tokens"))
     tokens = next((value for value in given if value is not None), 128)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
@@ -183,10 +185,11 @@ def _options(body: dict[str, Any], limits: Limits) -> tuple[tuple[str, Any], ...
         value = body.get(name)
         if value is None:
             continue
-        if not isinstance(value, int | float) or not low <= value <= high:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
             raise RefusedError(400, f"{name} must be in [{low}, {high}], got {value!r}")
         numbers[name] = float(value)
     options: dict[str, Any] = {"max_new_tokens": tokens}
-    if numbers.get("temperature"):
+    if numbers.get("temperature", 0.0) >= _GREEDY_BELOW:
         options |= {"do_sample": True} | {n: v for n, v in numbers.items() if v}
     return tuple(sorted(options.items()))
