@@ -8,18 +8,21 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 
 from mmtok import Pipeline, load
+from mmtok.io.video import Clip
 from mmtok.serving import fetch as fetching
 from mmtok.serving.batching import Batcher
-from mmtok.serving.chat import read_request
+from mmtok.serving.chat import decode, read_request
 from mmtok.serving.limits import Limits, RefusedError
 from mmtok.serving.server import _body
 from tests.test_server import SPEC, ask, data_url, image, png
+from tests.videos import write
 
 
 def request(*messages: Any, pause_s: float = 0.0) -> Request:
@@ -96,6 +99,14 @@ def test_temperatures_near_zero_are_greedy(given: float | None, sampled: bool) -
 def test_a_bool_is_no_number(name: str) -> None:
     with pytest.raises(RefusedError, match=f"{name} must be in"):
         read_request({"messages": ask(), name: True}, Limits())
+
+
+@pytest.mark.parametrize("frames", [3, 10])
+def test_a_clip_has_the_frames_the_limits_say(tmp_path: Path, frames: int) -> None:
+    content = write(tmp_path / "a.mp4", count=12).read_bytes()
+    clip = decode(content, Limits(frames=frames), 2**22)
+    assert isinstance(clip, Clip)
+    assert len(clip.frames) == frames
 
 
 def test_a_prompt_longer_than_the_model_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from mmtok.errors import InputError
 from mmtok.io.image import load_image
-from mmtok.io.video import DEFAULT_FRAMES, Clip, is_video, load_video
+from mmtok.io.video import Clip, is_video, load_video
 from mmtok.models.lvlm import Prompt
 from mmtok.models.turns import Turn
 from mmtok.serving.fetch import fetch
@@ -165,8 +165,8 @@ def decode(data: bytes, limits: Limits, pixels: int) -> Image | Clip:
         file.flush()
         try:
             if is_video(file.name):
-                frames = min(DEFAULT_FRAMES, limits.frames)
-                return load_video(file.name, frames=frames, max_pixels=pixels // frames)
+                each = pixels // limits.frames
+                return load_video(file.name, frames=limits.frames, max_pixels=each)
             return load_image(file.name, max_pixels=pixels)
         except InputError as error:
             raise RefusedError(400, str(error).replace(f"{file.name}: ", "media: ")) from None

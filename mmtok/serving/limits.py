@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmtok.io.video import DEFAULT_FRAMES
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -33,7 +35,7 @@ class Limits:
     parts: int = 256
     media: int = 16
     pixels: int = 2**24
-    frames: int = 32
+    frames: int = DEFAULT_FRAMES
     new_tokens: int = 1024
     text: int = 20_000
     waiting: int = 256
