@@ -80,3 +80,30 @@ def test_verify_names_damaged_and_forged_rows(folder: Path, tmp_path: Path) -> N
     (out / "run.json").unlink()
     (problem,) = verify(out)
     assert "run.json: cannot be read" in problem
+
+
+@pytest.mark.parametrize("size", [3, 2])
+def test_a_lost_shard_is_made_again(folder: Path, tmp_path: Path, size: int) -> None:
+    """Even if it is cut in another way than before."""
+    want = run(folder, tmp_path / "out").content_hash
+    lost = sorted((tmp_path / "out" / "shards").glob("*.safetensors"))[0]
+    lost.unlink()
+    assert any("cannot be read" in line for line in verify(tmp_path / "out"))
+    made = run(folder, tmp_path / "out", shard_size=size)
+    assert made.done + made.skipped == 4
+    assert made.done > 0
+    assert size != 3 or made.content_hash == want
+    assert verify(tmp_path / "out") == []
+
+
+def test_a_copy_that_comes_later_is_in_the_manifest(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(folder, out)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(folder / "0.png", other / "copy.png")
+    assert run(other, out).skipped == 1
+    run(folder, out)
+    named = sorted(row["sources"] for row in read_manifest(out))
+    assert named == [["0.png", "copy.png"], ["1.png"], ["2.png"], ["3.png"]]
+    assert verify(out) == []

@@ -80,6 +80,7 @@ def shard_items(chunk: Sequence[Item], outcome: Outcome, job: Job) -> list[Row]:
 
 def finish(out: Path, items: Sequence[Item], summary: Summary) -> Summary:
     """Write the manifest and complete the summary of a run."""
-    summary.content_hash, bad = write_manifest(out)
+    sources = {item.key: [source.name for source in item.sources] for item in items}
+    summary.content_hash, bad = write_manifest(out, sources)
     summary.failed = len(bad & {item.key for item in items})
     return summary

@@ -15,8 +15,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,21 @@ def row_files(out: Path) -> list[Path]:
 
 
 def shard_rows(out: Path) -> Iterator[Row]:
-    """The rows of all finished shards.
+    """The rows of all finished shards; one whose tensors are lost is to be made again, whole.
 
     Raises:
         InputError: some are damaged.
     """
     for path in row_files(out):
-        yield from read_rows(path)
+        rows = read_rows(path)
+        if finished(out, rows):
+            yield from rows
+
+
+def finished(out: Path, rows: Sequence[Row]) -> bool:
+    """Whether the tensors that a shard's rows tell of are there."""
+    shards = {Path(row["shard"]).name for row in rows if row["status"] == "ok"}
+    return all((out / "shards" / shard).is_file() for shard in shards)
 
 
 _SAID = {"key": str, "sources": list, "status": str}
@@ -155,19 +163,35 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def write_manifest(out: Path) -> tuple[str, set[str]]:
+def write_manifest(
+    out: Path, sources: Mapping[str, Sequence[str]] | None = None
+) -> tuple[str, set[str]]:
     """Gather the rows of all shards into the manifest.
 
     Several workers may do so at once: whoever replaces the manifest looks afterwards whether
     shards have come since it read them, so the last one to replace it has seen them all.
 
+    Args:
+        out: the job's folder.
+        sources: key -> names of items of this run; those that came after their shard was written
+            are added to its rows here, beside those of earlier manifests.
+
     Returns:
         The content hash, which covers keys, status and tensors: the same for the same media and
         recipe, however the work was divided; and the keys of the items that failed.
     """
+    earlier: list[Row] = []
+    with suppress(InputError):  # none, or a damaged one that is replaced
+        earlier = read_manifest(out)
+    names = {row["key"]: row["sources"] for row in earlier}
+    for key, own in (sources or {}).items():
+        names[key] = [*names.get(key, ()), *own]
     while True:
         seen = row_files(out)
         rows = sorted(shard_rows(out), key=lambda row: str(row["key"]))
+        for row in rows:
+            known = [*row["sources"], *names.get(row["key"], ())]
+            row["sources"] = list(dict.fromkeys(known))
         with whole(out / "manifest.jsonl") as temporary, temporary.open("w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         if row_files(out) == seen:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmtok.errors import InputError
 from mmtok.serving.recipe import load_recipe
-from mmtok.serving.shards import Row, manifest_path, read_item, read_rows, row_files
+from mmtok.serving.shards import Row, finished, manifest_path, read_item, read_rows, row_files
 
 
 def verify(out: Path) -> list[str]:
@@ -27,7 +27,8 @@ def verify(out: Path) -> list[str]:
         for key, count in Counter(row["key"] for row in rows).items()
         if count > 1
     ]
-    written = {row["key"]: row for path in row_files(out) for row in _rows(path, problems)}
+    shards = [_rows(path, problems) for path in row_files(out)]
+    written = {row["key"]: row for rows in shards if finished(out, rows) for row in rows}
     listed = {row["key"] for row in rows}
     problems += [
         f"{key[:12]}: in shard {row.get('shard')}, not in the manifest"
