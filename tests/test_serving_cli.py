@@ -77,6 +77,9 @@ def test_a_killed_run_goes_on_where_it_was(
         (["preprocess", ".", "--out", "x", "--dtype", "int8"], "--dtype must be"),
         (["preprocess", ".", "--out", "x", "--engine", "spark"], "threads or ray"),
         (["preprocess", ".", "--out", "x", "--engine", "ray"], "needs --dtype"),
+        (["preprocess", ".", "--out", "x", "--frames", "0"], "frames=0: expected at least 1"),
+        (["preprocess", ".", "--out", "x", "--fps", "0"], "fps=0.0: expected a positive"),
+        (["serve"], "MMTOK_API_KEY is empty"),
         (["verify", "."], "not found"),
         (["export", ".", "--to", "hf", "--out", "x"], "cannot be read"),
     ],
@@ -89,6 +92,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MMTOK_API_KEY", "")
     assert main(arguments) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert message in lines[-1]

@@ -12,10 +12,12 @@ import pytest
 
 from mmtok import InputError
 from mmtok.cli.output import answer, say
+from mmtok.serving.export import export
+from mmtok.serving.recipe import fingerprint
 from mmtok.serving.shards import read_manifest
 from mmtok.serving.verify import verify
 from tests.conftest import picture
-from tests.test_serving import run
+from tests.test_serving import run, tiny
 
 
 @pytest.fixture
@@ -107,3 +109,17 @@ def test_a_copy_that_comes_later_is_in_the_manifest(folder: Path, tmp_path: Path
     named = sorted(row["sources"] for row in read_manifest(out))
     assert named == [["0.png", "copy.png"], ["1.png"], ["2.png"], ["3.png"]]
     assert verify(out) == []
+
+
+def test_an_export_into_a_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path / "out")
+    with pytest.raises(InputError, match="not a folder this can write to"):
+        export(tmp_path / "out", "hf", folder / "0.png", tiny("llava"))
+
+
+def test_another_chat_template_is_another_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_text("a")
+    before = fingerprint(str(tmp_path), None, dummy=False, seed=0)
+    (tmp_path / "chat_template.jinja").write_text("b")
+    assert fingerprint(str(tmp_path), None, dummy=False, seed=0) != before

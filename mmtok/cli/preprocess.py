@@ -131,8 +131,9 @@ def _check(engine: str, dtype: str, frames: int | None, fps: float | None) -> No
         raise InputError(f"--dtype must be auto, float32, float16 or bfloat16, got {dtype!r}")
     if engine == "ray" and dtype == "auto":
         raise InputError("--engine ray needs --dtype: the model is loaded by its workers alone")
-    if frames is not None and fps is not None:
-        raise InputError("--frames and --fps: expected one of them, not both")
+    from mmtok.io.video import check_sampling
+
+    check_sampling(frames, fps)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ def serve(
     at_least("--max-body-mib", max_body)
     if media_root is not None and not media_root.is_dir():
         raise InputError(f"--media-root {media_root}: no such folder")
+    api_key = os.environ.get("MMTOK_API_KEY")
+    if api_key == "":
+        raise InputError("MMTOK_API_KEY is empty: expected a key, or the variable unset")
     quiet()
     try:
         import uvicorn
@@ -55,5 +58,5 @@ def serve(
         media_root=media_root,
         remote=remote,
     )
-    app = create_app(pipe, limits=limits, api_key=os.environ.get("MMTOK_API_KEY"), batch=batch)
+    app = create_app(pipe, limits=limits, api_key=api_key, batch=batch)
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)

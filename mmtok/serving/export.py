@@ -66,7 +66,12 @@ def export(
     width = lvlm.config.get_text_config().hidden_size
     for row in rows:
         check(target, lvlm.config.model_type, row)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: not a folder this can write to ({reason(error)}), expected a new one"
+        ) from None
     with whole(folder / "index.jsonl") as temporary, temporary.open("w") as index:
         for row in rows:
             tensors = read_item(out, row)

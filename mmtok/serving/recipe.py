@@ -91,8 +91,10 @@ def fingerprint(name: str, config: Any, *, dummy: bool, seed: int) -> str:
     if commit:
         return str(commit)
     digest, folder = hashlib.sha256(), Path(model_folder(name))
-    # the processor's files decide what the tower sees as much as the weights do
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+    # the processor's files decide what the tower sees as much as the weights do, and the chat
+    # template where replayed features stand
+    names = ("*.safetensors", "*.json", "*.jinja")
+    for file in sorted(file for name in names for file in folder.glob(name)):
         with file.open("rb") as opened:
             while block := opened.read(2**20):
                 digest.update(block)
