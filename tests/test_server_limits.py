@@ -122,6 +122,45 @@ def test_a_prompt_longer_than_the_model_never_runs(monkeypatch: pytest.MonkeyPat
     assert refused.value.status == 400
 
 
+def test_all_urls_of_a_request_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float | None] = []
+
+    def fetched(url: str, limits: Limits, until: float | None = None) -> bytes:
+        given.append(until)
+        return png(1)
+
+    monkeypatch.setattr("mmtok.serving.chat.fetch", fetched)
+    read_request({"messages": ask(image("http://a/1"), image("http://a/2"))}, Limits())
+    assert len(given) == 2
+    assert given[0] is not None
+    assert given[0] == given[1]
+    monkeypatch.setattr(fetching, "public_address", lambda host, port: "127.0.0.1")
+    with pytest.raises(RefusedError, match="took longer"):
+        fetching.fetch("http://example.com:9/a", Limits(remote=True), time.monotonic() - 1)
+
+
+def test_a_handshake_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def drip() -> None:
+        client, _ = server.accept()
+        try:
+            client.sendall(b"\x16\x03\x03\x40\x00")
+            while True:
+                client.sendall(b"\x02")
+                time.sleep(0.02)
+        except OSError:
+            client.close()
+
+    threading.Thread(target=drip, daemon=True).start()
+    monkeypatch.setattr(fetching, "public_address", lambda host, port: "127.0.0.1")
+    url, began = f"https://example.com:{server.getsockname()[1]}/a", time.monotonic()
+    with pytest.raises(RefusedError, match="media URL"):
+        fetching.fetch(url, Limits(remote=True), began + 0.3)
+    assert time.monotonic() - began < 5
+    server.close()
+
+
 def test_each_answer_counts_its_own_visual_tokens() -> None:
     pipe = Pipeline(load("tiny"), SPEC)
     batcher = Batcher(pipe, window_s=0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -13,7 +14,7 @@ from mmtok.io.image import load_image
 from mmtok.io.video import Clip, is_video, load_video
 from mmtok.models.lvlm import Prompt
 from mmtok.models.turns import Turn
-from mmtok.serving.fetch import fetch
+from mmtok.serving.fetch import TOTAL_S, fetch
 from mmtok.serving.limits import Limits, RefusedError
 
 _KNOWN = frozenset(
@@ -78,8 +79,9 @@ def read_request(body: Any, limits: Limits) -> Ask:
     images: list[Image] = []
     clips: list[Clip] = []
     turns = _turns(body.get("messages"), limits)
+    until = time.monotonic() + TOTAL_S
     for turn in turns:
-        turn["content"] = [_place(part, images, clips, limits) for part in turn["content"]]
+        turn["content"] = [_place(part, images, clips, limits, until) for part in turn["content"]]
     stream = body.get("stream_options") or {}
     return Ask(
         images=tuple(images),
@@ -121,7 +123,7 @@ def _turns(messages: Any, limits: Limits) -> list[Turn]:
 
 
 def _place(
-    part: dict[str, Any], images: list[Image], clips: list[Clip], limits: Limits
+    part: dict[str, Any], images: list[Image], clips: list[Clip], limits: Limits, until: float
 ) -> dict[str, str]:
     """A part as the chat template reads it; its picture or clip is added to the given ones."""
     kind = part.get("type")
@@ -140,7 +142,7 @@ def _place(
     used = sum(_pixels(picture) for picture in images) + sum(
         _pixels(frame) for clip in clips for frame in clip.frames
     )
-    medium = decode(fetch(url, limits), limits, limits.pixels - used)
+    medium = decode(fetch(url, limits, until), limits, limits.pixels - used)
     if isinstance(medium, Clip) != (kind == "video_url"):
         raise RefusedError(400, f"{kind} does not hold what it says")
     if isinstance(medium, Clip):

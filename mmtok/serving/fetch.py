@@ -13,6 +13,7 @@ import ipaddress
 import socket
 import ssl
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -22,12 +23,21 @@ from mmtok.serving.limits import Limits, RefusedError
 TIMEOUT_S = 10.0
 """Longest silence of a remote host."""
 TOTAL_S = 60.0
-"""Longest fetch: a host that sends a byte now and then is not silent."""
+"""Longest time for all fetches of a request: a host that drips is not silent."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# All IPv6 addresses that are given out, and what is kept for documentation among them, which
+# Python's own tables may not know yet.
+_GIVEN_OUT = ipaddress.IPv6Network("2000::/3")
+_DOCUMENTATION = ipaddress.IPv6Network("3fff::/20")
 
 
-def fetch(url: str, limits: Limits) -> bytes:
+def fetch(url: str, limits: Limits, until: float | None = None) -> bytes:
     """The bytes behind a URL.
+
+    Args:
+        url: data, file, http or https.
+        limits: what is allowed.
+        until: when, on the monotonic clock, a remote host is given up; None: in `TOTAL_S`.
 
     Raises:
         RefusedError: malformed, not allowed, not there, or too large.
@@ -44,7 +54,7 @@ def fetch(url: str, limits: Limits) -> bytes:
     if parts.scheme in ("http", "https"):
         if not limits.remote:
             raise RefusedError(400, "remote URLs are off: send the media as a data URL")
-        return _remote(parts, port, limits)
+        return _remote(parts, port, limits, time.monotonic() + TOTAL_S if until is None else until)
     raise RefusedError(400, "expected a data: URL" + (", or http(s)" if limits.remote else ""))
 
 
@@ -75,7 +85,7 @@ def _local(parts: SplitResult, limits: Limits) -> bytes:
         raise RefusedError(400, "no such file below the allowed folder") from None
 
 
-def _remote(parts: SplitResult, port: int | None, limits: Limits) -> bytes:
+def _remote(parts: SplitResult, port: int | None, limits: Limits, until: float) -> bytes:
     host = parts.hostname
     if not host or parts.username or parts.password:
         raise RefusedError(400, "malformed media URL")
@@ -84,7 +94,11 @@ def _remote(parts: SplitResult, port: int | None, limits: Limits) -> bytes:
     address = public_address(host, port)
     connection = _Pinned(host, port, address, secure)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    deadline = threading.Timer(TOTAL_S, connection.stop)
+    late = RefusedError(400, f"the media URLs took longer than {TOTAL_S:.0f} s")
+    left = until - time.monotonic()
+    if left <= 0:
+        raise late
+    deadline = threading.Timer(left, connection.stop)
     deadline.start()
     try:
         connection.request("GET", target, headers={"User-Agent": "mmtok", "Accept": "*/*"})
@@ -98,7 +112,7 @@ def _remote(parts: SplitResult, port: int | None, limits: Limits) -> bytes:
         deadline.cancel()
         connection.close()
     if connection.stopped:
-        raise RefusedError(400, f"the media URL took longer than {TOTAL_S:.0f} s")
+        raise late
     if len(body) > limits.media_bytes:
         raise RefusedError(413, f"media above {limits.media_bytes} bytes")
     return body
@@ -116,12 +130,20 @@ def public_address(host: str, port: int) -> str:
         raise RefusedError(400, "the media URL's host is unknown") from None
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     for address in addresses:
-        if not all(a.is_global and not a.is_multicast for a in _meant(address)):
+        if not all(map(_is_public, _meant(address))):
             raise RefusedError(400, "the media URL's host is not a public address")
     return str(addresses[0])
 
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _is_public(address: _Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address) and (
+        address not in _GIVEN_OUT or address in _DOCUMENTATION
+    ):
+        return False
+    return address.is_global and not address.is_multicast
 
 
 def _meant(address: _Address) -> list[_Address]:
@@ -144,13 +166,21 @@ class _Pinned(http.client.HTTPConnection):
     def connect(self) -> None:
         """Open the socket to the address that was checked."""
         self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        wrapped: ssl.SSLSocket | None = None
         if self._secure:
             context = ssl.create_default_context()
-            self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+            wrapped = context.wrap_socket(
+                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self.sock = wrapped  # before the handshake, so that `stop` can end that too
+        if self.stopped:
+            raise TimeoutError
+        if wrapped is not None:
+            wrapped.do_handshake()
 
     def stop(self) -> None:
         """End whatever waits for the other side, from another thread."""
         self.stopped = True
         if self.sock is not None:
             with suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
