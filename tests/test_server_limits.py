@@ -122,6 +122,21 @@ def test_a_prompt_longer_than_the_model_never_runs(monkeypatch: pytest.MonkeyPat
     assert refused.value.status == 400
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "[::127.0.0.1]",
+        "[fec0::1]",
+        "[64:ff9b:1::7f00:1]",
+        "[::ffff:0:7f00:1]",
+        "[3fff::1]",
+    ],
+)
+def test_ipv6_addresses_that_are_not_given_out_are_never_fetched(host: str) -> None:
+    with pytest.raises(RefusedError, match="not a public address"):
+        fetching.fetch(f"http://{host}:9/a.png", Limits(remote=True))
+
+
 def test_all_urls_of_a_request_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float | None] = []
 

@@ -119,6 +119,7 @@ def test_an_export_into_a_file_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_another_chat_template_is_another_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "chat_template.jinja").write_text("a")
     before = fingerprint(str(tmp_path), None, dummy=False, seed=0)
     (tmp_path / "chat_template.jinja").write_text("b")

@@ -37,9 +37,7 @@ def serve(
     at_least("--max-body-mib", max_body)
     if media_root is not None and not media_root.is_dir():
         raise InputError(f"--media-root {media_root}: no such folder")
-    api_key = os.environ.get("MMTOK_API_KEY")
-    if api_key == "":
-        raise InputError("MMTOK_API_KEY is empty: expected a key, or the variable unset")
+    api_key = _api_key()
     quiet()
     try:
         import uvicorn
@@ -60,3 +58,15 @@ def serve(
     )
     app = create_app(pipe, limits=limits, api_key=api_key, batch=batch)
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
+
+
+def _api_key() -> str | None:
+    """The key that clients must send.
+
+    Raises:
+        InputError: it is set and empty, which a client without any would match.
+    """
+    key = os.environ.get("MMTOK_API_KEY")
+    if key == "":
+        raise InputError("MMTOK_API_KEY is empty: expected a key, or the variable unset")
+    return key

@@ -66,12 +66,7 @@ def export(
     width = lvlm.config.get_text_config().hidden_size
     for row in rows:
         check(target, lvlm.config.model_type, row)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: not a folder this can write to ({reason(error)}), expected a new one"
-        ) from None
+    _make(folder)
     with whole(folder / "index.jsonl") as temporary, temporary.open("w") as index:
         for row in rows:
             tensors = read_item(out, row)
@@ -89,6 +84,15 @@ def export(
             line = {"uuid": row["key"], "sources": row["sources"], "file": name}
             index.write(json.dumps(line | facts) + "\n")
     return [row["key"] for row in rows]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: not a folder this can write to ({reason(error)}), expected a new one"
+        ) from None
 
 
 def check(target: str, family: str, row: Row) -> None:
