@@ -154,7 +154,7 @@ BUDGETED = [spec for spec in SPECS if "{keep}" in spec]
 SELECTORS = [spec for spec in BUDGETED if spec.split("(")[0] not in NOT_SELECTING]
 
 # Odd sizes on purpose: what does not divide is filled up, and cut back when decoding.
-PICTURES = ((3, 37, 23), (3, 16, 16), (3, 1, 50))
+PICTURES = ((3, 37, 23), (3, 16, 16), (3, 1, 50), (3, 1, 1), (3, 3, 3))
 CLIPS = ((5, 3, 20, 18), (1, 3, 9, 33))
 SOUNDS = ((1, 1000), (1, 641), (1, 1))
 
@@ -175,7 +175,11 @@ TOKENIZERS: dict[str, tuple[list[str], tuple[tuple[int, ...], ...]]] = {
         ],
         SOUNDS,
     ),
-    "hf_vq": (["hf_vq(family='janus')", "hf_vq(family='emu3', seed=1)"], PICTURES),
+    # The small random network's norms blow rounding errors up in what a single pixel becomes.
+    "hf_vq": (
+        ["hf_vq(family='janus')", "hf_vq(family='emu3', seed=1)"],
+        tuple(shape for shape in PICTURES if shape != (3, 1, 1)),
+    ),
     "karl": (["karl(threshold=0.5)", "karl(error=0.2, threshold=0.48, seed=1)"], PICTURES),
     "patchify": (
         ["patchify", "patchify(patch=1)", "patchify(patch=5, frames=2, levels=7)"],

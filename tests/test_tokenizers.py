@@ -172,6 +172,19 @@ def test_bad_input_is_refused_in_one_line(spec: str, shapes: tuple[tuple[int, ..
             tokenizer.encoder_state()
 
 
+@pytest.mark.parametrize("spec", ["tiny-vq", "hf_vq(family='janus')", "hf_vq(family='chameleon')"])
+def test_pictures_of_a_single_token(spec: str) -> None:
+    """Group norms of stock networks meet a single value there."""
+    tokenizer = build(spec)
+    for side in (1, 2):
+        codes = tokenizer.encode([torch.rand(3, side, side)])
+        assert codes.counts == [1]
+        if "chameleon" not in spec:
+            made = tokenizer.decode(codes)[0]
+            assert made.shape == (3, side, side)
+            assert bool(torch.isfinite(made).all())
+
+
 def test_settings_and_weights_decide_the_hash() -> None:
     a, b = torch.zeros(2), torch.zeros(2, dtype=torch.float64)
     made = {digest({}, {"w": a}), digest({}, {"w": b}), digest({}, {"v": a}), digest({"x": 1}, {})}

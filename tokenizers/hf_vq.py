@@ -30,6 +30,7 @@ from mmtok.io.files import reason
 from mmtok.models.zoo import located
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
 from mmtok.tokenizers.network import Networked, read_json
+from mmtok.tokenizers.norms import take_single_values
 from mmtok.tokenizers.resize import to_multiple
 
 
@@ -161,6 +162,7 @@ class HFVQ(Networked, Tokenizer):
         """The stock network."""
         module = import_module(f"transformers.models.{self.family}.modeling_{self.family}")
         made: nn.Module = getattr(module, f"{self._facts.classes}VQVAE")(self.config)
+        take_single_values(made)
         return made
 
     def read(self, weights: str) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtok.errors import InputError
+from mmtok.tokenizers.norms import GroupNorm
 from mmtok.tokenizers.quantizers import VQ
 
 _LOUDEST = 100.0  # of one bin of a frame: an untrained head would overflow
@@ -160,18 +161,10 @@ class _ConvNeXt(nn.Module):
         return made
 
 
-class _GroupNorm(nn.GroupNorm):
-    """Also takes groups of a single value, which torch's class refuses as if it trained."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        return made
-
-
 class _Smooth(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = (_GroupNorm(32, width, eps=1e-6) for _ in range(2))
+        self.norm1, self.norm2 = (GroupNorm(32, width, eps=1e-6) for _ in range(2))
         self.conv1, self.conv2 = (nn.Conv1d(width, width, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -183,7 +176,7 @@ class _Smooth(nn.Module):
 class _Attention(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = _GroupNorm(32, width, eps=1e-6)
+        self.norm = GroupNorm(32, width, eps=1e-6)
         self.q, self.k, self.v, self.proj_out = (nn.Conv1d(width, width, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -203,7 +196,7 @@ class Backbone(nn.Module):
         self.embed = nn.Conv1d(config.latent, width, 7, padding=3)
         self.pos_net = nn.Sequential(
             *(_Smooth(width), _Smooth(width), _Attention(width), _Smooth(width), _Smooth(width)),
-            _GroupNorm(32, width, eps=1e-6),
+            GroupNorm(32, width, eps=1e-6),
         )
         self.norm = _Norm(width, config.conditions)
         self.convnext = nn.ModuleList(_ConvNeXt(config) for _ in range(config.layers))

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtok.tokenizers.norms import GroupNorm
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+
+def _norm(channels: int) -> GroupNorm:
+    return GroupNorm(32, channels, eps=1e-6)
 
 
 def _conv(inside: int, out: int, size: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -76,7 +78,7 @@ class _AdaptiveNorm(nn.Module):
         # Of a single position the reference's unbiased variance is 0 / 0.
         spread = (flat.var(-1, correction=min(1, flat.shape[-1] - 1)) + 1e-6).sqrt()
         scale, shift = self.gamma(spread), self.beta(flat.mean(-1))
-        made = F.group_norm(x, 32, eps=1e-6) * scale[..., None, None]
+        made = torch.group_norm(x, 32, eps=1e-6) * scale[..., None, None]
         done: Tensor = made + shift[..., None, None]
         return done
 
