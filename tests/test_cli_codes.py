@@ -186,6 +186,41 @@ def test_several_items_become_several_files(
     assert torch.equal(read_codes(tmp_path / "two.mmt").ids[1], codes.ids[1])
 
 
+def test_fewer_tokens_of_several_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    codes = build("patchify").encode([torch.rand(3, 20, 20), torch.rand(3, 9, 40)])
+    write_codes(codes, tmp_path / "two.mmt")
+    code, done, _ = run(capsys, "decode", str(tmp_path / "two.mmt"), "--tokens", "2")
+    assert (code, done["items"][0]["tokens"]) == (0, 4)
+    assert names(tmp_path) == ["two-0000.png", "two-0001.png", "two.mmt"]
+
+
+def test_two_files_do_not_become_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    codes = build("patchify").encode([torch.rand(3, 20, 20)])
+    files = [str(tmp_path / name) for name in ("a.mmt", "a.png.mmt")]
+    for file in files:
+        write_codes(codes, file)
+    out = ("--out", str(tmp_path / "out"), "--overwrite")
+    code, done, err = run(capsys, "decode", *files, *out)
+    assert code == 3
+    assert [item["path"] for item in done["failed"]] == files[1:]
+    assert "has become" in err
+    assert names(tmp_path / "out") == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["tiny-vq", "tiny-codec", "tiny-flex"])
+def test_codes_of_what_ships_decode_by_themselves(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    media = tmp_path / ("a.wav" if name == "tiny-codec" else "a.png")
+    if name == "tiny-codec":
+        save_audio(torch.rand(1, 800) - 0.5, 8000, media)
+    else:
+        photo(media, (32, 32))
+    assert run(capsys, "encode", str(media), "--tokenizer", name)[0] == 0
+    assert run(capsys, "decode", f"{media}.mmt", "--out", str(tmp_path / "back"))[0] == 0
+    assert names(tmp_path / "back") == [media.name]
+
+
 def test_nothing_half_written_is_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def decode(
     endings = [ending for kind in SUFFIXES.values() for ending in kind]
     jobs = plan_jobs(files, [".mmt"], out, endings, lambda name: name.removesuffix(".mmt"))
     where = pick_device(device)
+    taken: dict[Path, Path] = {}
 
     @cache
     def made(spec: str) -> Tokenizer:
@@ -49,7 +50,7 @@ def decode(
 
     def work(job: Job) -> dict[str, Any]:
         spec = tokenizer if tokenizer is not None else _stored_spec(job.source)
-        return _decode_file(made(spec), job, tokens, overwrite)
+        return _decode_file(made(spec), job, tokens, overwrite, taken)
 
     if tokenizer is not None:
         made(tokenizer)  # a wrong one is refused once, not for every file
@@ -61,31 +62,37 @@ def decode(
 
 
 def _stored_spec(path: Path) -> str:
-    """The spec a file names, if it holds numbers alone: files do not choose what is loaded.
+    """The spec a file names, if it holds numbers and weights that ship: files do not choose files.
 
     Raises:
         InputError: it names anything else.
     """
     from mmtok.io.mmt import read_header
+    from mmtok.models.zoo import embedded_tokenizers
     from mmtok.registry import parse_spec
 
     spec = read_header(path).tokenizer
     name, arguments = parse_spec(spec)
     for key, value in arguments.items():
-        word = isinstance(value, str) and value.replace("-", "").isalnum() and key != "weights"
+        word = isinstance(value, str) and value.replace("-", "").isalnum()
+        if key == "weights":
+            word = value in list(embedded_tokenizers())
         if not word and not isinstance(value, int | float):
             raise InputError(f"{path}: made by {name} with {key}={value!r:.40}: pass --tokenizer")
     return spec
 
 
 def _decode_file(
-    tokenizer: Tokenizer, job: Job, tokens: int | None, overwrite: bool
+    tokenizer: Tokenizer, job: Job, tokens: int | None, overwrite: bool, taken: dict[Path, Path]
 ) -> dict[str, Any]:
     from mmtok.codes import check_shape
     from mmtok.io.media import SUFFIXES, save_media
-    from mmtok.io.mmt import read_codes
+    from mmtok.io.mmt import read_codes, read_header
 
-    codes = read_codes(job.source, tokens=tokens)
+    if tokens is not None and len(read_header(job.source).counts) > 1:
+        codes = read_codes(job.source).trim(tokens)
+    else:
+        codes = read_codes(job.source, tokens=tokens)
     written = []
     for item in range(len(codes.ids)):
         target = job.target
@@ -94,6 +101,8 @@ def _decode_file(
             target = target.with_name(target.name + SUFFIXES[kind][0])
         if len(codes.ids) > 1:
             target = target.with_name(f"{target.stem}-{item:04d}{target.suffix}")
+        if (other := taken.setdefault(target.absolute(), job.source)) != job.source:
+            raise InputError(f"{other} has become {target} already: decode into another folder")
         make_room(target, overwrite)
         save_media(tokenizer.decode(codes.item(item))[0], target, codes.meta)
         say(f"{target}: from {codes.counts[item]} tokens")

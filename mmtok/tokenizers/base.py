@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmtok.codes import Codebook, Codes, check_shape
 from mmtok.errors import InputError
+from mmtok.models.zoo import embedded_tokenizers
 from mmtok.tokenizers.digest import digest
 
 
@@ -42,10 +43,10 @@ class Taxonomy:
 
 
 class Stream(Protocol):
-    """Encodes (or decodes) one item piece by piece; what comes out adds up to the whole."""
+    """Encodes one item piece by piece; what comes out adds up to the whole."""
 
     def push(self, chunk: Tensor) -> Tensor:
-        """What this chunk completes: ids (k, Q) when encoding, media when decoding; may be empty.
+        """Ids (k, Q) of the tokens that this chunk completes; maybe none.
 
         Chunks are cut along time: (t, 3, H, W) of a clip, (C, s) of a recording.
         """
@@ -137,14 +138,6 @@ class Tokenizer(ABC):
         """
         raise InputError(f"{self.name} does not stream: it needs the whole item to encode it")
 
-    def decoder_state(self) -> Stream:
-        """A new stream that decodes one item piece by piece.
-
-        Raises:
-            InputError: the tokenizer needs all codes.
-        """
-        raise InputError(f"{self.name} does not stream: it needs all codes to decode them")
-
     def identity(self) -> dict[str, Any]:
         """The settings that decide, together with the weights, which ids come out."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -169,11 +162,12 @@ class Tokenizer(ABC):
 
     @property
     def spec(self) -> str:
-        """What builds this object again; its weights have to be named anew.
+        """What builds this object again; weights that do not ship have to be named anew.
 
         Where weights lie is nobody's business who gets the codes, so that is left out.
         """
-        said = [f for f in fields(self) if f.name != "weights"]
+        ships = getattr(self, "weights", None) in embedded_tokenizers()
+        said = [f for f in fields(self) if f.name != "weights" or ships]
         changed = [f for f in said if getattr(self, f.name) != f.default]
         arguments = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in changed)
         return f"{self.name}({arguments})" if arguments else self.name
