@@ -33,6 +33,10 @@ from mmtok.tokenizers.network import Networked, read_json
 from mmtok.tokenizers.norms import take_single_values
 from mmtok.tokenizers.resize import to_multiple
 
+MAX_TOKENS = 2**14
+"""Most tokens of a picture: the stock attention holds a number for every pair of them, and 1024 x
+1024 pixels in steps of 8 are as many."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Family:
@@ -217,10 +221,20 @@ class HFVQ(Networked, Tokenizer):
         return int(2 ** (len(self.config.channel_multiplier) - 1))
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """(rows, columns) of the latent."""
+        """(rows, columns) of the latent.
+
+        Raises:
+            InputError: no colours, or more than `MAX_TOKENS` tokens.
+        """
         if shape[0] != 3:
             raise InputError(f"hf_vq takes RGB, got shape {shape}")
-        return (-(-shape[1] // self._step), -(-shape[2] // self._step))
+        rows, columns = (-(-side // self._step) for side in shape[1:])
+        if rows * columns > MAX_TOKENS:
+            raise InputError(
+                f"hf_vq: {shape[2]} x {shape[1]} pixels are {rows * columns} tokens, expected at "
+                f"most {MAX_TOKENS}, whose attention takes gigabytes: make the picture smaller"
+            )
+        return rows, columns
 
     def encode_batch(self, media: Tensor) -> Tensor:
         """Ids (B, K, 1) of (B, 3, H, W)."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmtok.cli import options as opt
 from mmtok.cli.items import find_files, finish, run_all
-from mmtok.cli.output import answer
+from mmtok.cli.output import answer, printable
 
 
 def inspect(files: opt.CodeFiles, as_json: opt.Json = False) -> None:
@@ -18,7 +18,8 @@ def inspect(files: opt.CodeFiles, as_json: opt.Json = False) -> None:
         answer({"items": done, "failed": failed})
     else:
         for item in done:
-            print("\n".join(f"{key}: {value}" for key, value in item.items()), end="\n\n")
+            lines = (printable(f"{key}: {value}") for key, value in item.items())
+            print("\n".join(lines), end="\n\n")
     finish(done, failed)
 
 

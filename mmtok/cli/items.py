@@ -102,11 +102,22 @@ def run_all(
     for job in jobs:
         try:
             done.append(work(job))
+            continue
         except InputError as error:
             line = " ".join(str(error).split())
-            output.say(f"error: {line}")
-            failed.append({"path": str(name(job)), "error": line})
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            line = f"{name(job)}: memory does not suffice for media of this size, make it smaller"
+        output.say(f"error: {line}")
+        failed.append({"path": str(name(job)), "error": line})
     return done, failed
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's own error, or torch's: on a CPU that is told by its message alone."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said
 
 
 def finish(done: Sequence[Any], failed: Sequence[Any]) -> None:

@@ -12,7 +12,12 @@ from typing import Any
 
 def say(text: str) -> None:
     """Print to stderr: a table, progress, an error."""
-    print(text, file=sys.stderr, flush=True)
+    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text whose control characters are written out: files do not steer the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def answer(value: Mapping[str, Any]) -> None:
