@@ -101,7 +101,7 @@ class Codes:
             raise InputError(f"{len(self.ids)} items of ids need as many shapes and grids")
         try:
             json.dumps(self.meta, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"meta must hold plain values, {error}") from None
         sizes = torch.tensor(self.codebook.sizes)
         for item, (ids, grid) in enumerate(zip(self.ids, self.grids, strict=True)):

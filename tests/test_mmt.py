@@ -233,3 +233,31 @@ def test_what_is_no_container_is_refused_in_one_line(data: bytes, tmp_path: Path
         read_codes(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for _ in range(depth):
+        made = {"a": made}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("why", "change"),
+    [
+        ("at least one", {"ids": [], "shapes": [], "grids": []}),
+        ("short strings", {"tokenizer": "x" * 5000}),
+        ("as keys", {"meta": {10: 1, 9: 2}}),
+        ("as JSON", {"meta": {10: 1, "9": 2}}),
+        ("lists", {"meta": {"size": (3, 4)}}),
+        ("plain values|unreadable|as JSON", {"meta": nested(100_000)}),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else None,
+)
+def test_what_could_not_be_read_is_not_written(
+    why: str, change: dict[str, Any], tmp_path: Path
+) -> None:
+    codes = random_codes(np.random.default_rng(0))
+    with pytest.raises(InputError, match=why):
+        write_codes(Codes(**vars(codes) | {"positions": None} | change), tmp_path / "x.mmt")
+    assert list(tmp_path.iterdir()) == []

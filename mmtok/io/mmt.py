@@ -41,7 +41,8 @@ def write_codes(codes: Codes, path: str | PathLike[str]) -> int:
         path: the file; an existing one is replaced.
 
     Raises:
-        InputError: the file cannot be written, or there are more than `MAX_ITEMS` items.
+        InputError: the file cannot be written, or could not be read back: no items or more than
+            `MAX_ITEMS`, a tokenizer's name or a header too long, `meta` that JSON changes.
     """
     data = to_bytes(codes)
     with replacing(path) as beside:
@@ -67,7 +68,7 @@ def to_bytes(codes: Codes) -> bytes:
         kept=codes.positions is not None,
         meta=codes.meta,
     )
-    text, crc = seal(header.to_dict())
+    text, crc = seal(header)
     ids = [item.cpu().numpy() for item in codes.ids]
     digits = np.concatenate(ids) if ids else np.empty((0, len(sizes)), dtype=np.int64)
     parts, start = [], 0

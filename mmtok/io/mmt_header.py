@@ -70,10 +70,23 @@ class Header:
         return full * (block_bytes(sizes, self.block_tokens) + 4) + last
 
 
-def seal(header: dict[str, Any]) -> tuple[str, int]:
-    """The header as JSON that ends with its checksum, and the checksum."""
-    crc = zlib.crc32(_canonical(header).encode())
-    return _canonical(header | {"~crc32": crc}), crc
+def seal(header: Header) -> tuple[str, int]:
+    """The header as JSON that ends with its checksum, and the checksum.
+
+    Raises:
+        InputError: it would not be read back as it is.
+    """
+    fields = header.to_dict()
+    try:
+        crc = zlib.crc32(_canonical(fields).encode())
+        text = _canonical(fields | {"~crc32": crc})
+        same = json.loads(text).get("meta", {}) == header.meta
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"header cannot be written as JSON: {type(error).__name__}") from None
+    if not same:
+        raise InputError("meta must be what JSON gives back: lists, and strings as keys")
+    parse(text)
+    return text, crc
 
 
 def parse(text: str) -> tuple[Header, int]:
