@@ -126,7 +126,7 @@ class CViViT(Networked, Tokenizer):
         missing = max(0, shape[0] - frames.shape[1])
         return torch.cat([frames, *[frames[:, -1:]] * missing], dim=1)[:, : shape[0]]
 
-    def encoder_state(self) -> Stream:
+    def stream(self) -> Stream:
         """Encodes a clip a few frames at a time."""
         return _Steps(self)
 
@@ -141,13 +141,11 @@ class _Steps:
 
     def push(self, chunk: Tensor) -> Tensor:
         """Ids (k, 1) of the steps that frames (t, 3, H, W) complete."""
-        with torch.no_grad():
-            return self.take(chunk[None].to(self.tokenizer.device, torch.float32))[0]
+        return self.take(chunk[None])[0]
 
     def finish(self) -> Tensor:
         """Ids of the last step, filled up with its last frame."""
-        with torch.no_grad():
-            return self.rest()[0]
+        return self.rest()[0]
 
     def take(self, frames: Tensor) -> Tensor:
         """As `push`, of a batch (B, t, 3, H, W)."""

@@ -84,6 +84,7 @@ class FlexTok(Networked, Tokenizer):
     quality: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps is not None and not (type(self.steps) is int and 1 <= self.steps <= 1000):
             raise InputError(f"flextok: steps must be 1 to 1000, got {self.steps!r}")
         for name in ("guidance", "quality"):

@@ -164,6 +164,7 @@ class HFAudio(Stock, Tokenizer):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.family not in _FAMILIES:
             known = ", ".join(_FAMILIES)
             raise InputError(f"hf_audio: family must be {known}, got {self.family!r}")

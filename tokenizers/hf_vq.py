@@ -132,6 +132,7 @@ class HFVQ(Networked, Tokenizer):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.family not in _FAMILIES:
             raise InputError(f"hf_vq: family must be {', '.join(_FAMILIES)}, got {self.family!r}")
 

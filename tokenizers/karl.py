@@ -64,6 +64,7 @@ class KARL(Latents, Tokenizer):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("error", "threshold"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value <= 1:

@@ -46,6 +46,7 @@ class Patchify(Tokenizer):
     levels: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least, most in (("patch", 1, 64), ("frames", 1, 64), ("levels", 2, 65536)):
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
@@ -89,7 +90,7 @@ class Patchify(Tokenizer):
         clip = cut.reshape(-1, t * f, 3, rows * p, columns * p)[..., : shape[-2], : shape[-1]]
         return clip[:, : shape[0]] if len(shape) == 4 else clip[:, 0]
 
-    def encoder_state(self) -> Stream:
+    def stream(self) -> Stream:
         """Encodes a clip a few frames at a time."""
         return _Spans(self)
 

@@ -76,6 +76,7 @@ class WeTok(Networked, Tokenizer):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.ratio is not None and self.ratio not in _RATIOS:
             raise InputError(f"wetok: ratio must be one of {list(_RATIOS)}, got {self.ratio!r}")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
-from mmtok.pruning.options import check_types, expected
+from mmtok.options import check_types, expected
 from mmtok.tokens import Query, Selection, VisualTokens
 
 if TYPE_CHECKING:

@@ -20,6 +20,8 @@ from torch import Tensor
 from mmtok.codes import Codebook, Codes, check_shape
 from mmtok.errors import InputError
 from mmtok.models.zoo import embedded_tokenizers
+from mmtok.options import check_types
+from mmtok.tokenizers.checks import CheckedStream, check_media
 from mmtok.tokenizers.digest import digest
 
 
@@ -74,6 +76,11 @@ class Tokenizer(ABC):
     causal: ClassVar[bool] = False
     nested: ClassVar[bool] = False
     sparse: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_types(self.name, self)
+        if not 0 <= (seed := getattr(self, "seed", 0)) < 2**63:
+            raise InputError(f"{self.name}: seed must be 0 to 2^63 - 1, got {seed}")
 
     @property
     def adaptive(self) -> bool:
@@ -131,7 +138,15 @@ class Tokenizer(ABC):
         return self.decode_batch(ids, shape)
 
     def encoder_state(self) -> Stream:
-        """A new stream that encodes one item piece by piece.
+        """A new stream that encodes one item piece by piece, each of which it checks.
+
+        Raises:
+            InputError: the tokenizer needs the whole item.
+        """
+        return CheckedStream(self, self.stream())
+
+    def stream(self) -> Stream:
+        """As `encoder_state`, of pieces that were checked and are in float32 where it runs.
 
         Raises:
             InputError: the tokenizer needs the whole item.
@@ -190,9 +205,10 @@ class Tokenizer(ABC):
                 entries lie as near as float rounding may differ from that of the item alone.
 
         Raises:
-            InputError: media of a kind or size that is not taken, or with NaN or infinite values.
+            InputError: media of a kind or size that is not taken, or with values that are NaN,
+                infinite or far out of range.
         """
-        items = self._check_media(media)
+        items = check_media(self, media)
         shapes = [tuple(item.shape) for item in items]
         ids: list[Tensor] = [torch.empty(0)] * len(items)
         for group in batches(shapes, batch_size):
@@ -244,20 +260,6 @@ class Tokenizer(ABC):
             for i, item in zip(group, made, strict=True):
                 media[i] = item
         return media
-
-    def _check_media(self, media: Sequence[Tensor]) -> list[Tensor]:
-        if isinstance(media, Tensor) or not all(isinstance(item, Tensor) for item in media):
-            raise InputError(f"{self.name} takes a list of tensors, one per item")
-        for place, item in enumerate(media):
-            kind = check_shape(tuple(item.shape))
-            if kind not in self.modalities:
-                raise InputError(
-                    f"{self.name} takes {' and '.join(self.modalities)}, item {place} is {kind}"
-                )
-            if not item.is_floating_point() or not bool(torch.isfinite(item).all()):
-                raise InputError(f"item {place} must hold finite floating point values")
-            self.grid(tuple(item.shape))
-        return [item.to(self.device, torch.float32) for item in media]
 
     def _check_codes(self, codes: Codes) -> None:
         if codes.tokenizer_hash != self.tokenizer_hash:
