@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,6 +11,7 @@ from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
 
 from mmtok.codes import Codes
+from mmtok.errors import InputError
 from mmtok.eval.judge import load_judge, saved_judge
 from mmtok.tokenizers import build
 from mmtok.training import checkpoint
@@ -57,6 +60,8 @@ def test_the_tokenizer_resumes_to_the_same_weights_and_exports(garments, tmp_pat
     whole = VQTrainer(images, settings, tmp_path / "whole")
     whole.train(silent)
     VQTrainer(images, settings, tmp_path / "parts").train(silent, until=3)
+    with pytest.raises(InputError, match="made with other settings"):
+        VQTrainer(images, replace(settings, lr=1.0), tmp_path / "parts")
     later = VQTrainer(images, settings, tmp_path / "parts")
     assert later.step == 3
     later.train(silent)

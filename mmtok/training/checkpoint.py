@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmtok.errors import InputError
+from mmtok.io.files import replacing
 
-def save(path: Path, saved: Mapping[str, Any]) -> None:
+
+def save(path: Path, saved: Mapping[str, Any], made_with: Mapping[str, Any] | None = None) -> None:
     """Write a checkpoint whole or not at all, the state of torch's random numbers with it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    torch.save({**saved, "random": torch.get_rng_state()}, beside)
-    beside.replace(path)
+    state = {"random": torch.get_rng_state(), "made_with": _line(made_with)}
+    with replacing(path) as beside:
+        torch.save({**saved, **state}, beside)
 
 
-def load(path: Path) -> dict[str, Any] | None:
-    """The checkpoint, None if there is none; sets torch's random numbers to its state."""
+def load(path: Path, made_with: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """The checkpoint, None if there is none; sets torch's random numbers to its state.
+
+    Raises:
+        InputError: it was made with other settings.
+    """
     if not path.exists():
         return None
     saved: dict[str, Any] = torch.load(path, weights_only=True)
+    if saved.get("made_with", _line(None)) != _line(made_with):
+        raise InputError(f"{path}: made with other settings, choose another folder")
     torch.set_rng_state(saved["random"])
     return saved
+
+
+def _line(made_with: Mapping[str, Any] | None) -> str:
+    return json.dumps(made_with, sort_keys=True)
 
 
 def batch_at(step: int, batch: int, size: int, seed: int) -> Tensor:

@@ -30,6 +30,7 @@ from mmtok.io.files import replacing
 from mmtok.tokenizers.measures_audio import mel_distance, stft_distance
 from mmtok.tokenizers.quantizers import VQ, usage
 from mmtok.tokenizers.wavtokenizer_net import WavTokenizerConfig, WavTokenizerNetwork
+from mmtok.training import checkpoint
 from mmtok.training.digits import SAMPLE_RATE, Digits, load_digits
 from mmtok.training.optim import schedule
 
@@ -130,8 +131,12 @@ class CodecTrainer:
         # How many steps there are to be may change on the way; the learning rate follows.
         said = {name: value for name, value in asdict(settings).items() if name != "steps"}
         self._said = {"config": asdict(config), "settings": said}
-        if self.path.exists():
-            self._resume(torch.load(self.path, map_location=self.device, weights_only=True))
+        with torch.random.fork_rng(devices=[]):  # a step's draws depend on nothing before it
+            saved = checkpoint.load(self.path, self._said)
+        if saved is not None:
+            self.network.load_state_dict(saved["network"])
+            self.optimiser.load_state_dict(saved["optimiser"])
+            self.step, self.seconds = saved["step"], saved["seconds"]
 
     def train(self, report: Callable[[str], None]) -> nn.Module:
         """The steps that are left.
@@ -217,20 +222,10 @@ class CodecTrainer:
         for sums in (book.cluster_size, book.embed_avg):
             sums.mul_(self.settings.tokens / vectors.shape[1])
 
-    def _resume(self, saved: dict[str, Any]) -> None:
-        if saved["made_with"] != json.dumps(self._said, sort_keys=True):
-            raise InputError(f"{self.path}: made with other settings, choose another folder")
-        self.network.load_state_dict(saved["network"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        self.step, self.seconds = saved["step"], saved["seconds"]
-
     def _save(self) -> None:
         parts = {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
         said = {"step": self.step, "seconds": self.seconds}
-        made_with = json.dumps(self._said, sort_keys=True)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as beside:
-            torch.save({**parts, **said, "made_with": made_with}, beside)
+        checkpoint.save(self.path, {**parts, **said}, self._said)
 
 
 @torch.no_grad()
@@ -259,10 +254,7 @@ def export(network: nn.Module, config: WavTokenizerConfig, folder: Path) -> None
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: (weight.half() if weight.is_floating_point() else weight).cpu().contiguous()
-        for name, weight in network.state_dict().items()
-    }
+    state = checkpoint.halved(network.state_dict())
     with replacing(folder / "model.safetensors") as beside:
         save_file(state, beside)
     with replacing(folder / "config.json") as beside:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,9 @@ class VQTrainer:
 
     Args:
         images: (M, 28, 28) uint8.
+
+    Raises:
+        InputError: the checkpoint there was made with other settings.
     """
 
     def __init__(
@@ -102,7 +105,8 @@ class VQTrainer:
         self.optimiser = torch.optim.AdamW(
             network.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0
         )
-        saved = checkpoint.load(self.path)
+        self._said = {"settings": asdict(settings), "sizes": SIZES}
+        saved = checkpoint.load(self.path, self._said)
         if saved is not None:
             self.network.load_state_dict(saved["network"])
             self.book.load_state_dict(saved["book"])
@@ -166,7 +170,7 @@ class VQTrainer:
     def _save(self) -> None:
         state = {"network": self.network.state_dict(), "book": self.book.state_dict()}
         state |= {"optimiser": self.optimiser.state_dict(), "step": self.step}
-        checkpoint.save(self.path, state)
+        checkpoint.save(self.path, state, self._said)
 
     def export(self, folder: Path) -> None:
         """Weights in fp16 and configuration, as `hf_vq` and plain transformers read them."""
