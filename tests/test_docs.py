@@ -15,6 +15,8 @@ from mmtok.tokenizers import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CARDS = sorted((ROOT / "mmtok" / "models" / "data").glob("*/MODEL_CARD.md"))
+LINKED = [*PAGES, *sorted((ROOT / "docs" / "results").glob("*.md")), *CARDS]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -31,7 +33,7 @@ def test_snippets(page, tmp_path, monkeypatch):
         assert names["out"].ledger.meta["visual_tokens"]["out"] == 20
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: f"{page.parent.name}-{page.stem}")
 def test_links(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if not target.startswith("http"):
