@@ -80,7 +80,7 @@ class ALIT(Latents, Tokenizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.error) not in (int, float) or not 0 <= self.error <= 2:
+        if not 0 <= self.error <= 2:
             raise InputError(f"alit: error must be 0 to 2, got {self.error!r}")
 
     def identity(self) -> dict[str, Any]:

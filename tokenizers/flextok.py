@@ -85,11 +85,11 @@ class FlexTok(Networked, Tokenizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps is not None and not (type(self.steps) is int and 1 <= self.steps <= 1000):
+        if self.steps is not None and not 1 <= self.steps <= 1000:
             raise InputError(f"flextok: steps must be 1 to 1000, got {self.steps!r}")
         for name in ("guidance", "quality"):
             value = getattr(self, name)
-            if value is not None and (type(value) not in (int, float) or not 0 <= value <= 100):
+            if value is not None and not 0 <= value <= 100:
                 raise InputError(f"flextok: {name} must be 0 to 100, got {value!r}")
 
     @cached_property

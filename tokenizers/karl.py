@@ -67,7 +67,7 @@ class KARL(Latents, Tokenizer):
         super().__post_init__()
         for name in ("error", "threshold"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value <= 1:
+            if not 0 <= value <= 1:
                 raise InputError(f"karl: {name} must be 0 to 1, got {value!r}")
 
     def identity(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Patchify(Tokenizer):
         super().__post_init__()
         for name, least, most in (("patch", 1, 64), ("frames", 1, 64), ("levels", 2, 65536)):
             value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
+            if not least <= value <= most:
                 raise InputError(f"patchify: {name} must be {least} to {most}, got {value!r}")
         _ = self.codebook  # refuses tokens that are too large
 
