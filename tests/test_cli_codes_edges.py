@@ -89,6 +89,7 @@ def test_hostile_specs_of_files_are_one_line(
     specs = [
         *("wetok(seed=1.5)", "hf_vq(seed=None)", "hf_vq(family=[])", "wavtokenizer(weights=3)"),
         *(f"titok(seed={10**23})", "wetok(weights='tiny-vq')", "flextok(weights='../tiny-flex')"),
+        *("hf_audio(weights='tiny-vq')", f"flextok(quality={10**400})"),
     ]
     for place, spec in enumerate(specs):
         changed = type(codes)(**vars(codes) | {"tokenizer": spec})

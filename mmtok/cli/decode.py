@@ -74,10 +74,12 @@ def _stored_spec(path: Path) -> str:
     spec = read_header(path).tokenizer
     name, arguments = parse_spec(spec)
     for key, value in arguments.items():
-        word = isinstance(value, str) and value.replace("-", "").isalnum()
-        if key == "weights":
-            word = value in list(embedded_tokenizers())
-        if not word and not isinstance(value, int | float):
+        plain = isinstance(value, int | float)
+        plain |= isinstance(value, str) and value.replace("-", "").isalnum()
+        if key == "weights":  # others than those of this very tokenizer would be looked for
+            shipped = embedded_tokenizers().get(value) if isinstance(value, str) else None
+            plain = shipped is not None and parse_spec(shipped)[0] == name
+        if not plain:
             raise InputError(f"{path}: made by {name} with {key}={value!r:.40}: pass --tokenizer")
     return spec
 
@@ -101,10 +103,11 @@ def _decode_file(
             target = target.with_name(target.name + SUFFIXES[kind][0])
         if len(codes.ids) > 1:
             target = target.with_name(f"{target.stem}-{item:04d}{target.suffix}")
-        if (other := taken.setdefault(target.absolute(), job.source)) != job.source:
+        if (other := taken.get(target.absolute(), job.source)) != job.source:
             raise InputError(f"{other} has become {target} already: decode into another folder")
         make_room(target, overwrite)
         save_media(tokenizer.decode(codes.item(item))[0], target, codes.meta)
+        taken[target.absolute()] = job.source
         say(f"{target}: from {codes.counts[item]} tokens")
         written.append(str(target))
     return {

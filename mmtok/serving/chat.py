@@ -193,5 +193,5 @@ def _options(body: dict[str, Any], limits: Limits) -> tuple[tuple[str, Any], ...
         numbers[name] = float(value)
     options: dict[str, Any] = {"max_new_tokens": tokens}
     if numbers.get("temperature", 0.0) >= _GREEDY_BELOW:
-        options |= {"do_sample": True} | {n: v for n, v in numbers.items() if v}
+        options |= {"do_sample": True} | numbers
     return tuple(sorted(options.items()))

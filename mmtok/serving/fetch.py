@@ -107,6 +107,8 @@ def _remote(parts: SplitResult, port: int | None, limits: Limits, until: float) 
             raise RefusedError(400, f"the media URL answered {answer.status}, expected 200")
         body = answer.read(limits.media_bytes + 1)
     except (OSError, http.client.HTTPException, ValueError):
+        if connection.stopped:
+            raise late from None
         raise RefusedError(400, "the media URL cannot be fetched") from None
     finally:
         deadline.cancel()
@@ -162,17 +164,20 @@ class _Pinned(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, address: str, secure: bool) -> None:
         super().__init__(host, port, timeout=TIMEOUT_S)
         self._address, self._secure, self.stopped = address, secure, False
+        self._open: socket.socket | None = None  # `sock` is gone once an answer will close it
 
     def connect(self) -> None:
         """Open the socket to the address that was checked."""
-        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        self.sock = self._open = socket.create_connection((self._address, self.port), self.timeout)
         wrapped: ssl.SSLSocket | None = None
         if self._secure:
             context = ssl.create_default_context()
             wrapped = context.wrap_socket(
                 self.sock, server_hostname=self.host, do_handshake_on_connect=False
             )
-            self.sock = wrapped  # before the handshake, so that `stop` can end that too
+            self.sock = self._open = (
+                wrapped  # before the handshake, so that `stop` can end that too
+            )
         if self.stopped:
             raise TimeoutError
         if wrapped is not None:
@@ -181,6 +186,6 @@ class _Pinned(http.client.HTTPConnection):
     def stop(self) -> None:
         """End whatever waits for the other side, from another thread."""
         self.stopped = True
-        if self.sock is not None:
+        if self._open is not None:
             with suppress(OSError):
-                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(self._open, socket.SHUT_RDWR)

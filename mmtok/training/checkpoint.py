@@ -30,7 +30,7 @@ def load(path: Path, made_with: Mapping[str, Any] | None = None) -> dict[str, An
     """
     if not path.exists():
         return None
-    saved: dict[str, Any] = torch.load(path, weights_only=True)
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if saved.get("made_with", _line(None)) != _line(made_with):
         raise InputError(f"{path}: made with other settings, choose another folder")
     torch.set_rng_state(saved["random"])
