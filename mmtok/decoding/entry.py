@@ -12,7 +12,7 @@ from torch import Tensor
 from mmtok.decoding import drafter_registry, verifier_registry
 from mmtok.decoding.base import Drafter, Verifier
 from mmtok.decoding.engine import Engine, Row
-from mmtok.decoding.options import ids, processors, settings, stopping
+from mmtok.decoding.options import for_prompts, guidance, ids, processors, settings, stopping
 from mmtok.decoding.prompts import Inputs, with_mask
 from mmtok.decoding.stats import Stats
 from mmtok.decoding.target import Target
@@ -81,12 +81,10 @@ def generate(
     drafts = drafter_registry.build(drafter) if isinstance(drafter, str) else drafter
     full = with_mask(inputs)
     config = settings(model, generation_config, options, full["input_ids"].shape[1])
-    scale = config.guidance_scale if guidance_scale is None else guidance_scale
     seeds = _seeds(seed, len(full["input_ids"]))
-    many = logits_processor if callable(logits_processor) else lambda _: logits_processor or ()
-    rows = _rows(model, full, config, many, seeds)
+    rows = _rows(model, full, config, for_prompts(logits_processor), seeds)
     engine = Engine(
-        Target(model, guidance_scale=1.0 if scale is None else float(scale)),
+        Target(model, guidance_scale=guidance(guidance_scale, config)),
         drafts,
         _verifier(verifier, drafts, bool(config.do_sample)),
         sample=bool(config.do_sample),

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmtok.decoding import visual
 from mmtok.decoding.base import Drafter, Verifier
 from mmtok.decoding.entry import generate
+from mmtok.decoding.options import for_prompts
 from mmtok.decoding.prompts import Inputs
 from mmtok.decoding.stats import Stats
 
@@ -66,6 +67,7 @@ def generate_images(
     """
     writer = visual.image_writer(model, rows=rows, columns=columns)
     length = writer.rows * writer.width
+    extra = for_prompts(logits_processor)
     made = generate(
         writer,
         inputs,
@@ -73,7 +75,7 @@ def generate_images(
         verifier=verifier,
         guidance_scale=guidance_scale,
         negative=writer.negative(inputs) if negative is None else negative,
-        logits_processor=lambda prompt: [*logits_processor, *writer.processors(prompt)],
+        logits_processor=lambda prompt: [*extra(prompt), *writer.processors(prompt)],
         seed=seed,
         measure_tv=measure_tv,
         **(visual.options(options) | {"max_new_tokens": length}),

@@ -6,6 +6,8 @@ Nothing that transformers' own `generate` would act on is passed over in silence
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
+from numbers import Real
 from typing import Any
 
 import torch
@@ -73,6 +75,39 @@ def _refuse(config: Any) -> None:
             f"drafts run on a dynamic cache, not with use_cache={config.use_cache}, "
             f"cache_implementation={config.cache_implementation!r}: pass 'dynamic' or nothing"
         )
+
+
+def guidance(given: float | None, config: Any) -> float:
+    """The scale of guidance, 1 for none.
+
+    Raises:
+        InputError: it is no finite number.
+    """
+    scale = config.guidance_scale if given is None else given
+    if scale is None:
+        return 1.0
+    if not isinstance(scale, Real) or not isfinite(scale):
+        raise InputError(f"guidance_scale must be a finite number or None, got {scale!r}")
+    return float(scale)
+
+
+def for_prompts(given: Any) -> Callable[[int], Sequence[Any]]:
+    """Extra processors for a prompt of so many tokens, from a list of them or what makes one.
+
+    Raises:
+        InputError: neither.
+    """
+    from transformers import LogitsProcessor
+
+    if given is None or isinstance(given, list | tuple):  # stock's list can be called, too
+        return lambda _: given or ()
+    if callable(given) and not isinstance(given, LogitsProcessor):
+        made: Callable[[int], Sequence[Any]] = given
+        return made
+    raise InputError(
+        f"logits_processor must be a list of processors, got {type(given).__name__}: "
+        "put it into a list"
+    )
 
 
 def processors(

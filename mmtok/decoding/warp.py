@@ -34,15 +34,13 @@ def rows(
         path = tree.tokens[tree.path_to(node)].tolist()
         seen = torch.tensor([ids + path], device=logits.device)
         scores = processors(seen, at_least_float(logits[node][None]))[0]
-        if sample:
-            probabilities = scores.double().softmax(-1).cpu()
-            if not probabilities.sum() > 0:  # NaN as well
-                raise InputError(
-                    "the target's probabilities are not finite: the model gave NaN or infinity, "
-                    "or the logits processors left no token"
-                )
-            return probabilities
-        return one_hot(scores.double().cpu())
+        found = (scores.double().softmax(-1) if sample else scores.double()).cpu()
+        if not found.max().isfinite():
+            raise InputError(
+                "the target's scores are not finite: the model gave NaN or infinity, "
+                "or the logits processors left no token"
+            )
+        return found if sample else one_hot(found)
 
     return row
 

@@ -139,8 +139,7 @@ def generate_zipar(
     length = writer.rows * writer.width
     merged = visual.options(options) | {"max_new_tokens": length}
     config = settings.settings(writer, None, merged, full["input_ids"].shape[1])
-    scale = config.guidance_scale if guidance_scale is None else guidance_scale
-    target = Target(writer, guidance_scale=1.0 if scale is None else float(scale))
+    target = Target(writer, guidance_scale=settings.guidance(guidance_scale, config))
     logits = target.prefill(full, writer.negative(full) if negative is None else negative)
     images = []
     for i, (ids, mask) in enumerate(zip(full["input_ids"], full["attention_mask"], strict=True)):

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mmtok.decoding import lossy
-from mmtok.decoding.base import Rows, Verdict
+from mmtok.decoding.base import Rows, Verdict, Verifier
 from mmtok.decoding.rules import Level
 from mmtok.decoding.tree import KINDS, DraftTree, Kind
 from mmtok.decoding.verifiers.lantern import Lantern
@@ -20,7 +20,7 @@ from mmtok.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LanternGreedy(Lantern):
+class LanternGreedy(Lantern, Verifier):
     """Accept a code that is the argmax with its neighbours' probability on top; else the argmax."""
 
     accepts: ClassVar[frozenset[Kind]] = KINDS

@@ -1,0 +1,87 @@
+"""Arguments of `generate` that would be wrong are refused in one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LogitsProcessorList, TopKLogitsWarper
+
+from mmtok.decoding import drafter_registry, generate, verifier_registry
+from mmtok.errors import InputError
+from tests.decoders import llama, prompts
+
+DOCS = Path(__file__).parents[1] / "docs" / "decoding.md"
+
+
+def ours(**options: Any) -> list[int]:
+    known = {"drafter": "lookup", "max_new_tokens": 8, "do_sample": False} | options
+    tokens: list[int] = generate(llama(), prompts([5]), **known).sequences[0, 5:].tolist()
+    return tokens
+
+
+def infinite(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    return scores.index_fill(-1, torch.tensor([3]), torch.inf)
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_the_list_of_processors_of_transformers_is_a_list(sample: bool) -> None:
+    plain = ours(do_sample=sample)
+    assert ours(do_sample=sample, logits_processor=LogitsProcessorList()) == plain
+    forced = LogitsProcessorList([lambda ids, z: torch.where(torch.arange(24) == 3, z, -torch.inf)])
+    assert ours(do_sample=sample, logits_processor=forced) == [3] * 8
+    assert ours(do_sample=sample, logits_processor=lambda _: forced) == [3] * 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"logits_processor": TopKLogitsWarper(3)}, "put it into a list"),
+        ({"logits_processor": 3}, "put it into a list"),
+        ({"logits_processor": [infinite]}, "not finite"),
+        ({"logits_processor": [lambda ids, z: z * torch.nan]}, "not finite"),
+        ({"logits_processor": [lambda ids, z: z - torch.inf]}, "not finite"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
+        ({"guidance_scale": float("inf")}, "guidance_scale must be a finite number"),
+        ({"guidance_scale": "2"}, "guidance_scale must be a finite number"),
+    ],
+)
+@pytest.mark.parametrize("sample", [False, True])
+def test_refused_in_one_line(options: dict[str, Any], message: str, sample: bool) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        ours(do_sample=sample, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_name_in_the_tables_of_the_documentation_is_registered() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    for title, registry in (("Drafters", drafter_registry), ("Verifiers", verifier_registry)):
+        section = text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+        named = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        assert sorted(named) == registry.names()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("recycling(children=3)", "children must be a list, each an int, got 3"),
+        ("lookup(tokens=2.5)", "tokens must be an int, got 2.5"),
+        ("lookup(skip=(1, 'a'))", "skip must be a list"),
+        ("aded(corpus=5)", "corpus must be a list, each a list, each an int, got 5"),
+        ("dynamicexit(layers=2)", "layers must be a list, each an int, got 2"),
+        ("rasd(base=3)", "base must be Drafter or a string, got 3"),
+        ("jacobi(coupled=1)", "coupled must be True or False, got 1"),
+        ("lantern(delta='x')", "delta must be a finite number, got 'x'"),
+        ("lantern(near=3)", "near must be Tensor or None, got 3"),
+        ("rollback(tau=None)", "tau must be a finite number, got None"),
+    ],
+)
+def test_values_of_another_type_are_refused_in_one_line(spec: str, message: str) -> None:
+    name = spec.split("(")[0]
+    registry = drafter_registry if name in drafter_registry.names() else verifier_registry
+    with pytest.raises(InputError, match=re.escape(f"{name}: {message}")) as caught:
+        registry.build(spec)
+    assert "\n" not in str(caught.value)
