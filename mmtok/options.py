@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -31,10 +31,16 @@ def check_types(name: str, options: Any) -> None:
     Raises:
         InputError: a value is of another type.
     """
-    for field, hint in _hints(type(options)).items():
-        value = getattr(options, field)
-        if not fits(value, hint):
-            raise InputError(f"{name}: {field} must be {wording(hint)}, got {value!r}")
+    kind = type(options)
+    check_values(name, kind, {field.name: getattr(options, field.name) for field in fields(kind)})
+
+
+def check_values(name: str, kind: type, values: Mapping[str, Any]) -> None:
+    """The same before there is an object: `values` of some fields of the dataclass `kind`."""
+    hints = _hints(kind)
+    for field, value in values.items():
+        if field in hints and not fits(value, hints[field]):
+            raise InputError(f"{name}: {field} must be {wording(hints[field])}, got {value!r}")
 
 
 def expected(options: Any, field: str) -> str:
@@ -79,4 +85,4 @@ def wording(hint: Any) -> str:
         return f"a list, each {wording(arguments[0])}"
     if origin is Callable:
         return "a function"
-    return PLAIN[hint] if hint in PLAIN else str(hint)
+    return PLAIN[hint] if hint in PLAIN else getattr(hint, "__name__", str(hint))

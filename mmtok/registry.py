@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtok.errors import InputError
+from mmtok.options import check_values
 
 
 class Registry:
@@ -112,13 +113,14 @@ class Registry:
         """The object of the method `name` with these arguments.
 
         Raises:
-            InputError: an unknown method or argument.
+            InputError: an unknown method or argument, or a value of another type.
         """
         method = self.get(name)
         known = [field.name for field in fields(method)] if is_dataclass(method) else []
         for argument in arguments:
             if argument not in known:
                 raise InputError(unknown(f"argument of {name}", argument, known))
+        check_values(name, method, arguments)
         return method(**arguments)
 
 
