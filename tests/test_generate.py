@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,6 +167,25 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys, arguments, named):
     assert named in shown
     assert len(shown.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "argument"),
+    [
+        ("verifier", "lantern(near=3)", "near"),
+        ("verifier", "gsd(codebook=None)", "codebook"),
+        ("drafter", "draftmodel(model='tiny')", "model"),
+    ],
+)
+def test_what_is_filled_in_cannot_be_given(painter, kind, spec, argument):
+    with pytest.raises(InputError, match=f"{argument} is filled in, leave it out"):
+        getattr(painter, kind)(spec)
+
+
+def test_the_shipped_draft_model_goes_where_the_target_is(painter):
+    elsewhere = replace(painter, model=SimpleNamespace(device=torch.device("meta")))
+    assert elsewhere.drafter("draftmodel").model.device.type == "meta"
+    assert painter.drafter("draftmodel").model.device == painter.model.device
 
 
 def test_a_configuration_that_says_nothing_of_its_tokens_is_refused():

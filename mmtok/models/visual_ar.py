@@ -171,14 +171,15 @@ class VisualAR:
         """
         from mmtok.decoding import drafter_registry
 
-        name, arguments = parse_spec(spec)
+        name, arguments = _free(spec, "model")
         if "model" not in {field.name for field in fields(drafter_registry.get(name))}:
             made: Drafter = drafter_registry.make(name, arguments)
             return made
         if draft is None and not self.vocabulary.draft:
             raise InputError(f"{name} needs a draft model and {self.name} has none")
-        model = load_causal(self.vocabulary.draft) if draft is None else draft
-        drafts: Drafter = drafter_registry.make(name, {**arguments, "model": model})
+        if draft is None:
+            draft = load_causal(self.vocabulary.draft, self.model.device)
+        drafts: Drafter = drafter_registry.make(name, {**arguments, "model": draft})
         return drafts
 
     def verifier(self, spec: str, near: int = 32) -> Verifier:
@@ -190,7 +191,7 @@ class VisualAR:
         from mmtok.decoding import verifier_registry
         from mmtok.decoding.lossy import neighbours
 
-        name, arguments = parse_spec(spec)
+        name, arguments = _free(spec, "near", "codebook")
         known = {field.name for field in fields(verifier_registry.get(name))}
         more: dict[str, Any] = {"first": self.vocabulary.first_code} if "first" in known else {}
         if "near" in known:
@@ -199,6 +200,15 @@ class VisualAR:
             more["codebook"] = self.codebook
         made: Verifier = verifier_registry.make(name, {**more, **arguments})
         return made
+
+
+def _free(spec: str, *filled: str) -> tuple[str, dict[str, Any]]:
+    """A spec's name and arguments, none of them among those that are filled in here."""
+    name, arguments = parse_spec(spec)
+    for argument in filled:
+        if argument in arguments:
+            raise InputError(f"{name}: {argument} is filled in, leave it out of the spec")
+    return name, arguments
 
 
 def load_causal(name: str, device: torch.device | str = "cpu") -> Any:
