@@ -171,6 +171,7 @@ def table(painter: VisualAR, sides: list[Side], greedy: bool) -> str:
         law = "exact" if side.lossless else "lossy"
         if side.verifier == "transformers" and side is not sides[0]:
             law = "wrong under guidance"
+        kept = "" if side.lossless else ", lossy"
         same = sum(a == b for a, b in zip(side.outputs, sides[0].outputs, strict=True))
         rows.append(
             [
@@ -183,7 +184,7 @@ def table(painter: VisualAR, sides: list[Side], greedy: bool) -> str:
                 f"{plain / took:.2f}",
                 f"{assisted / took:.2f}",
                 f"{side.peak_mib:.1f}",
-                f"{same} of {len(side.outputs)}" if greedy else law,
+                f"{same} of {len(side.outputs)}{kept}" if greedy else law,
             ]
         )
     return markdown(rows)

@@ -90,7 +90,7 @@ def said(model: Any, found: Found, method: Method, judged: list[Prompt], options
     if method.verifier:
         inputs = [prompt.inputs for prompt in judged]
         far = variation(model, method.drafter, method.verifier, inputs, **options)
-        words += [] if far is None else [f"TV {far:.1g}"]
+        words.append("TV not measured" if far is None else f"TV {far:.1g}")
     return ", ".join(words)
 
 

@@ -47,6 +47,11 @@ class Quality:
     accuracy: float
     frechet: float
 
+    @property
+    def law(self) -> str:
+        """The total variation in words."""
+        return "not measured" if self.tv is None else f"{self.tv:.3f}"
+
 
 def quality(painter: VisualAR, rule: str, scale: float, count: int, batch: int = 50) -> Quality:
     """Draw `count` pictures of all classes alike and judge them; measure the law on four more."""
@@ -73,17 +78,16 @@ def quality(painter: VisualAR, rule: str, scale: float, count: int, batch: int =
 def quality_text(found: list[Quality], count: int) -> str:
     rows = [["verifier", "accepted", "total variation", "class accuracy", "Fréchet distance"]]
     for row in found:
-        law = "0" if row.tv is None else f"{row.tv:.3f}"
         name = row.rule if row.rule == "plain" else f"`{row.rule}`"
         figures = [f"{row.accuracy:.3f}", f"{row.frechet:.2f}"]
-        rows.append([name, f"{row.accepted:.2f}" if row.accepted else "", law, *figures])
+        rows.append([name, f"{row.accepted:.2f}" if row.accepted else "", row.law, *figures])
     exact = next(row for row in found if row.rule == "chain")
     text = [
         f"## Lossy rules\n\nThe same drafter, `{MODEL_DRAFT}`, and {count} pictures a row. Class "
         "accuracy and the Fréchet distance to the held-out photographs are those of the small "
         "classifier that ships (`mmtok.eval.judge`); the first two rows are draws from one law and "
         "show the noise. Total variation is measured between the law of the first judged token of "
-        "a step and the target's.\n",
+        "a step and the target's, for lossy rules alone.\n",
         markdown(rows),
     ]
     for row in found:
@@ -93,6 +97,6 @@ def quality_text(found: list[Quality], count: int) -> str:
                 f"- `{row.rule}` accepts {row.accepted:.2f} where the exact rule accepts "
                 f"{exact.accepted:.2f}{'' if more else ', which is no more'}; class accuracy "
                 f"{row.accuracy - exact.accuracy:+.3f}, Fréchet distance "
-                f"{row.frechet - exact.frechet:+.2f}, total variation {row.tv or 0:.3f}."
+                f"{row.frechet - exact.frechet:+.2f}, total variation {row.law}."
             )
     return "\n".join(text) + "\n"
