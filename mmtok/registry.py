@@ -31,6 +31,8 @@ class Registry:
         base: name of the class a method derives from, or the end of it (CacheReducer).
         group: entry-point group of methods in other packages.
         hyphens: names are written with "-" where the file has "_".
+        typed: values are compared with the annotations before there is an object; for methods
+            that do not compare them themselves.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class Registry:
         base: str,
         group: str,
         hyphens: bool = False,
+        typed: bool = False,
     ) -> None:
         self.kind, self.folder, self.package = kind, folder, package
-        self.base, self.group, self.hyphens = base, group, hyphens
+        self.base, self.group, self.hyphens, self.typed = base, group, hyphens, typed
 
     @cached_property
     def targets(self) -> dict[str, str]:
@@ -120,7 +123,8 @@ class Registry:
         for argument in arguments:
             if argument not in known:
                 raise InputError(unknown(f"argument of {name}", argument, known))
-        check_values(name, method, arguments)
+        if self.typed and is_dataclass(method):
+            check_values(name, method, arguments)
         return method(**arguments)
 
 

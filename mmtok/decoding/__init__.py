@@ -16,6 +16,7 @@ drafter_registry = Registry(
     package="mmtok.decoding.drafters",
     base="Drafter",
     group="mmtok.drafters",
+    typed=True,
 )
 verifier_registry = Registry(
     kind="verifier",
@@ -23,6 +24,7 @@ verifier_registry = Registry(
     package="mmtok.decoding.verifiers",
     base="Verifier",
     group="mmtok.verifiers",
+    typed=True,
 )
 _HERE = {
     "generate": "mmtok.decoding.entry",
