@@ -141,10 +141,11 @@ def generate_zipar(
     config = settings.settings(writer, None, merged, full["input_ids"].shape[1])
     target = Target(writer, guidance_scale=settings.guidance(guidance_scale, config))
     logits = target.prefill(full, writer.negative(full) if negative is None else negative)
+    given = settings.for_prompts(logits_processor)
     images = []
     for i, (ids, mask) in enumerate(zip(full["input_ids"], full["attention_mask"], strict=True)):
         prompt = ids[mask.bool()].tolist()
-        extra = [*logits_processor, *writer.processors(len(prompt))]
+        extra = [*given(len(prompt)), *writer.processors(len(prompt))]
         warpers = settings.processors(writer, config, prompt, extra)
         generator = torch.Generator().manual_seed(seed + i)
         images.append(_Image(writer, prompt, warpers, generator, bool(config.do_sample)))

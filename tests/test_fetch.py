@@ -1,0 +1,76 @@
+"""Media from remote URLs: internal addresses, redirects and sizes."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from mmtok.serving.fetch import fetch, public_address
+from mmtok.serving.limits import Limits, RefusedError
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "10.1.2.3",
+        "192.168.0.1",
+        "169.254.169.254",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "0.0.0.0",
+        "2130706433",
+        "0x7f.1",
+        "[fd00::1]",
+        "224.0.0.1",
+    ],
+)
+def test_internal_addresses_are_never_fetched(host: str) -> None:
+    with pytest.raises(RefusedError, match=r"not a public address|unknown"):
+        fetch(f"http://{host}:9/a.png", Limits(remote=True))
+
+
+def test_a_name_with_one_internal_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = [(0, 0, 0, "", ("93.184.216.34", 80)), (0, 0, 0, "", ("10.0.0.1", 80))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: mixed)
+    with pytest.raises(RefusedError, match="not a public address"):
+        public_address("example.com", 80)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: mixed[:1])
+    assert public_address("example.com", 80) == "93.184.216.34"
+
+
+def test_redirects_are_not_followed_and_sizes_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/away":
+                self.send_response(302)
+                self.send_header("Location", "/big")
+                self.end_headers()
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"x" * (100 if self.path == "/small?q=1" else 5000))
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("mmtok.serving.fetch.public_address", lambda host, port: "127.0.0.1")
+    base, limits = f"http://example.com:{server.server_port}", Limits(remote=True, media_bytes=999)
+    try:
+        assert fetch(f"{base}/small?q=1", limits) == b"x" * 100
+        with pytest.raises(RefusedError, match="answered 302"):
+            fetch(f"{base}/away", limits)
+        with pytest.raises(RefusedError, match="above 999 bytes"):
+            fetch(f"{base}/big", limits)
+    finally:
+        server.shutdown()
