@@ -24,6 +24,7 @@ from mmtok.accounting.timing import StageTimer
 from mmtok.errors import InputError
 from mmtok.io.image import load_image, to_rgb
 from mmtok.io.video import Clip, check_sampling, load_video
+from mmtok.models.cache_name import cache_in
 from mmtok.models.lvlm import LIST_FPS, LVLM, Prompt
 from mmtok.models.reduced import rerouted
 from mmtok.models.reduction import Reduction
@@ -216,7 +217,7 @@ def _prefill_then_decode(model: Any, meter: Meter) -> Iterator[list[int]]:
         stage.enter_context(meter.stage("prefill"))
 
         def after(module: Any, args: Any, output: Any) -> None:
-            last[0] = output.past_key_values
+            last[0] = cache_in(output)
             if not caches:
                 caches.append(cache_bytes(last[0]))
                 stage.close()

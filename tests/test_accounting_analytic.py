@@ -16,6 +16,7 @@ from mmtok.accounting.analytic import decoder_flops, kv_bytes
 from mmtok.accounting.encoders import encoder_flops, fixed_tower
 from mmtok.accounting.flops import count_flops
 from mmtok.accounting.shapes import MediaShapes, media_shapes
+from mmtok.models.cache_name import cache_in, cache_name
 from tests.conftest import CASES, batch, tiny_model
 
 GOLDEN = json.loads((Path(__file__).parent / "data/accounting/golden.json").read_text())
@@ -75,7 +76,7 @@ def test_forward_of_every_family(family: str, kind: str) -> None:
     decoder = rows * decoder_flops(config.text_config, length, logits="all")
     assert encoder > 0.02 * count.total  # an error of the encoder alone would be seen
     assert encoder + decoder == pytest.approx(count.total, rel=1e-4)
-    layers = output.past_key_values.layers
+    layers = cache_in(output).layers
     assert rows * kv_bytes(config.text_config, length, "float32") == sum(
         layer.keys.nbytes + layer.values.nbytes for layer in layers
     )
@@ -109,9 +110,9 @@ def test_text_models_with_windows(kind: str) -> None:
     ids = torch.arange(10)[None]
     with torch.inference_mode():
         with count_flops() as prefill:
-            cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+            cache = cache_in(model(ids, use_cache=True, logits_to_keep=1))
         with count_flops() as step:
-            model(ids[:, :1], past_key_values=cache, use_cache=True)
+            model(ids[:, :1], **{cache_name(model): cache}, use_cache=True)
     assert prefill.total == decoder_flops(config, 10)
     assert step.total == decoder_flops(config, 1, 11)
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

@@ -13,6 +13,7 @@ import torch
 
 from mmtok import reduced
 from mmtok.models.cache_layer import ShortLayer
+from mmtok.models.cache_name import cache_in
 from mmtok.pruning import FastV, SentenceKV
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.cache import CachePolicy
@@ -101,7 +102,7 @@ def hidden(model: Any, layers: dict[int, Kept], log: Any = ()) -> Iterator[None]
 
     def hide(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         number = module.self_attn.layer_idx
-        past, kept = kwargs["past_key_values"].get_seq_length(number), layers[number]
+        past, kept = cache_in(kwargs).get_seq_length(number), layers[number]
         if past == 0:
             return None
         new = (args[0] if args else kwargs["hidden_states"]).shape[1]
@@ -143,14 +144,14 @@ def test_evicting_equals_hiding(case: tuple[str, str], spec: Any) -> None:
     before = spec[:-1] if isinstance(spec, list) else []
     with reduced(model, spec):
         got = model.generate(**batch(*case), **OPTIONS)
-    kept = short_layers(got.past_key_values)
+    kept = short_layers(cache_in(got))
     assert kept
     with reduced(model, before), hidden(model, kept):
         want = model.generate(**batch(*case), **OPTIONS)
     agree(got, want)
     for i, layer in kept.items():
         place, real = layer.place, layer.real
-        held, full = got.past_key_values.layers[i], want.past_key_values.layers[i]
+        held, full = cache_in(got).layers[i], cache_in(want).layers[i]
         assert held.keys.shape[2] == place.shape[2] + len(got.logits) - 1 < full.keys.shape[2]
         assert held.get_seq_length() == full.get_seq_length()
         ascending = (place.diff(dim=2) > 0) | ~real[:, None, 1:] | ~real[:, None, :-1]
@@ -168,7 +169,7 @@ def test_reading_part_equals_hiding_the_rest(case: tuple[str, str], kind: str) -
     }[kind]
     with reduced(model, spec):
         got = model.generate(**batch(*case), **OPTIONS)
-    kept = short_layers(got.past_key_values)
+    kept = short_layers(cache_in(got))
     assert any(not read.all() for _, read in spec.log[len(kept) :]) or (
         case[0] == "gemma3" and "recall" in kind
     ), "some step must hide something"
@@ -188,8 +189,8 @@ def test_a_batch_equals_its_prompts_one_by_one(case: tuple[str, str], spec: Any)
             alone = model.generate(**batch(*case, rows=(row,)), **OPTIONS)
             pad = both.sequences.shape[1] - alone.sequences.shape[1]
             assert torch.equal(both.sequences[row, pad:], alone.sequences[0])
-            for i, one in short_layers(alone.past_key_values).items():
-                many = both.past_key_values.layers[i]
+            for i, one in short_layers(cache_in(alone)).items():
+                many = cache_in(both).layers[i]
                 shift = many.gone + many.place.shape[2] - one.prompt
                 assert torch.equal(many.place[row][:, many.real[row]], one.place[0] + shift)
 
@@ -209,7 +210,7 @@ def test_leaving_early_equals_hiding(case: tuple[str, str]) -> None:
     model, _ = tiny_model(case[0])
     with reduced(model, Leaving()):
         got = model.generate(**batch(*case), **OPTIONS)
-    kept, last = short_layers(got.past_key_values), got.past_key_values.layers[-1]
+    kept, last = short_layers(cache_in(got)), cache_in(got).layers[-1]
     count = last.keys.shape[2] - len(got.logits) + 1
     sliding = case[0] == "gemma3"
     assert list(kept) == ([] if sliding else [1, 2])

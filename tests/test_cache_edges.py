@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from mmtok import InputError, Pipeline, plan, reduced
 from mmtok.accounting.analytic import kv_bytes
 from mmtok.accounting.flops import FlopCount, count_flops
+from mmtok.models.cache_name import cache_in, cache_name
 from mmtok.models.cache_seam import CacheSeam
 from mmtok.models.lvlm import LVLM
 from mmtok.models.reduction import Reduction
@@ -37,8 +38,8 @@ def test_several_tokens_at_once_equal_one_by_one() -> None:
                 out, mask = model(**inputs), inputs["attention_mask"]
                 for piece in pieces:
                     mask = torch.nn.functional.pad(mask, (0, piece.shape[1]), value=1)
-                    cache = out.past_key_values
-                    out = model(input_ids=piece, attention_mask=mask, past_key_values=cache)
+                    cache = cache_in(out)
+                    out = model(input_ids=piece, attention_mask=mask, **{cache_name(model): cache})
                 last.append(out.logits[:, -1])
         torch.testing.assert_close(last[0], last[1], rtol=1e-5, atol=1e-5)
 
@@ -92,7 +93,7 @@ def test_half_precision_chooses_in_fp32(spec: str) -> None:
     for reduce in (spec, SpiedSentences()):
         with reduced(model, reduce) as reduction:
             out = model.generate(**batch("qwen2_5_vl", "image"), **OPTIONS)
-        layer = out.past_key_values.layers[0]
+        layer = cache_in(out).layers[0]
         assert layer.keys.dtype == layer.values.dtype == torch.bfloat16
         assert reduction.score_flops > 0
 
@@ -125,12 +126,12 @@ def test_nothing_is_left_after_an_exception() -> None:
         reduced(model, "a2sf(keep=9, recent=2)"),
         pytest.raises(InputError, match="got StaticCache"),
     ):
-        model(**batch("llava", "image"), past_key_values=static)
+        model(**batch("llava", "image"), **{cache_name(model): static})
     assert hooks() == before
     assert torch.overrides._len_torch_function_stack() == 0
     out = model.generate(**batch("llava", "image"), **OPTIONS)
-    assert type(out.past_key_values) is DynamicCache
-    assert {type(layer) for layer in out.past_key_values.layers} == {DynamicLayer}
+    assert type(cache_in(out)) is DynamicCache
+    assert {type(layer) for layer in cache_in(out).layers} == {DynamicLayer}
 
 
 @pytest.mark.parametrize("family", ["llava", "gemma3"])
@@ -167,4 +168,4 @@ def test_text_alone_passes_through() -> None:
         model.generate(**batch("llava", "image"), **OPTIONS)
         got = model.generate(input_ids=ids, **OPTIONS)
     agree(got, want)
-    assert not short_layers(got.past_key_values)
+    assert not short_layers(cache_in(got))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mmtok import reduced
+from mmtok.models.cache_name import cache_in, cache_name
 from tests.conftest import batch, tiny_model
 
 DETAIL: dict[str, Any] = {
@@ -28,7 +29,7 @@ def loop(model: Any, inputs: dict[str, Any], tokens: Tensor, mask: bool) -> list
     for token in tokens.split(1, dim=1):
         seen = pad(seen, (0, 1), value=1)
         more = {"attention_mask": seen} if mask else {}
-        out = model(input_ids=token, past_key_values=out.past_key_values, **more)
+        out = model(input_ids=token, **{cache_name(model): cache_in(out)}, **more)
         logits.append(out.logits[:, -1])
     return logits
 
@@ -77,6 +78,6 @@ def test_a_second_turn_in_one_call(family: str, spec: str) -> None:
     with reduced(model, spec):
         first = model.generate(**inputs, **DETAIL)
         more = torch.cat([first.sequences[:, -1:], torch.tensor([[60, 61, 62]])], dim=1)
-        got = model(input_ids=more, past_key_values=first.past_key_values).logits[:, -1]
+        got = model(input_ids=more, **{cache_name(model): cache_in(first)}).logits[:, -1]
         want = loop(model, inputs, torch.cat([first.sequences[:, -4:-1], more], dim=1), False)
     torch.testing.assert_close(got, want[-1], rtol=1e-4, atol=1e-4)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mmtok import InputError, reduced
+from mmtok.models.cache_name import cache_in
 from mmtok.models.reduction import Reduction
 from mmtok.models.survivors import Survivors
 from mmtok.pruning.base import Reducer
@@ -77,7 +78,7 @@ def masked_reference(model: Any, lefts: list[Survivors], said: Said, visual: Any
         prompt = survivors.shape[1]
         if new == prompt:
             hidden = merged(layer, hidden)
-        mask, cache = kwargs.get("attention_mask"), kwargs["past_key_values"]
+        mask, cache = kwargs.get("attention_mask"), cache_in(kwargs)
         past = cache.get_seq_length(layer)
         total = new + (cache.layers[layer].keys.shape[-2] if past else 0)
         if mask is None:
@@ -145,7 +146,7 @@ def test_it_equals_masking(case: tuple[str, str], rules: Any, rows: Any) -> None
     for a, b in zip(got.logits, want.logits, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     steps = len(got.logits) - 1
-    lengths = [got.past_key_values.get_seq_length(i) for i in range(4)]
+    lengths = [cache_in(got).get_seq_length(i) for i in range(4)]
     assert lengths == [int(reached(left).sum(1).max()) + steps for left in lefts]
     assert lengths[0] == lengths[1] == batch(*case, rows=rows)["input_ids"].shape[1] + steps
     assert lengths[2] < lengths[1]

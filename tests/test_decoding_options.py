@@ -129,6 +129,7 @@ def test_processors_with_a_memory_are_refused() -> None:
     ("change", "message"),
     [
         ({"past_key_values": object()}, "past_key_values"),
+        ({"cache": object()}, "cache"),
         ({"inputs_embeds": torch.zeros(1, 5, 32)}, "inputs_embeds"),
         ({"input_ids": None}, "need input_ids"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "at least one token"),
@@ -156,8 +157,8 @@ def test_models_that_cannot_score_a_tree_are_refused() -> None:
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=24, d_model=16, d_ff=16, num_layers=1))
     flex = llama(attention="flex_attention")
     for model, message in (
-        (bloom, "takes positions and a cache"),
-        (mamba, "takes positions and a cache"),
+        (bloom, "takes position_ids"),
+        (mamba, "takes position_ids"),
         (t5, "decoder-only"),
         (flex, "attention that takes a mask"),
     ):

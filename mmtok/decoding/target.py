@@ -31,7 +31,7 @@ class Target:
 
     Args:
         model: anything whose forward takes input_ids, a 4-D attention mask, position_ids and
-            past_key_values, and returns logits.
+            a KV cache, and returns logits.
         guidance_scale: s in z = u + s (c - u); 1 runs without guidance.
 
     Attributes:
@@ -46,7 +46,7 @@ class Target:
     """
 
     def __init__(self, model: Any, *, guidance_scale: float = 1.0) -> None:
-        check_model(model)
+        self._held = check_model(model)
         self.model, self.scale, self.forwards = model, guidance_scale, 0
         self._additive = attention_of(model) == "eager"
         self.watched: tuple[int, ...] = ()
@@ -78,7 +78,7 @@ class Target:
         self.cache.check()
         if self.model._supports_logits_to_keep():
             full = {**full, "logits_to_keep": 1}
-        out = self.model(**full, past_key_values=self.cache.stock, use_cache=True)
+        out = self.model(**full, **{self._held: self.cache.stock}, use_cache=True)
         self.forwards += 1
         self.cache.check(filled=True)
         self.length = mask.long().sum(1)
@@ -123,8 +123,8 @@ class Target:
                 input_ids=tokens,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=self.cache.stock,
                 use_cache=True,
+                **{self._held: self.cache.stock},
             )
         self.forwards += 1
         self.cache.tail += tokens.shape[1]

@@ -25,6 +25,7 @@ from torch.nn.functional import linear
 
 from mmtok.decoding.prompts import Inputs, with_mask
 from mmtok.errors import InputError
+from mmtok.models.cache_name import cache_name
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 
@@ -65,16 +66,16 @@ class ImageWriter:
         *,
         input_ids: Tensor,
         position_ids: Tensor,
-        past_key_values: Any,
+        cache: Any,
         logits_to_keep: int = 0,
         **inputs: Any,
     ) -> Any:
         """Read a prompt of text into an empty cache, or codes behind it; logits (B, n, C)."""
-        if past_key_values.get_seq_length() == 0:
+        if cache.get_seq_length() == 0:
             inputs["input_ids"] = input_ids
         else:
             inputs["inputs_embeds"] = self.embed(input_ids)
-        inputs |= {"position_ids": position_ids, "past_key_values": past_key_values}
+        inputs |= {"position_ids": position_ids, cache_name(self.model.model): cache}
         hidden = self.model.model(**inputs).last_hidden_state
         return SimpleNamespace(logits=self.head(hidden[:, -logits_to_keep:]))
 

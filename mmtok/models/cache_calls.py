@@ -54,7 +54,7 @@ def check_cache(cache: Any) -> None:
     if not isinstance(cache, DynamicCache) or cache.offloading:
         raise InputError(
             "dropping inside the decoder or its KV cache needs the dynamic cache on the device, "
-            f"got {type(cache).__name__}: leave out cache_implementation and past_key_values"
+            f"got {type(cache).__name__}: leave out cache_implementation and pass no cache"
         )
 
 

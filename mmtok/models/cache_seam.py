@@ -30,6 +30,7 @@ from mmtok.models.cache_calls import (
     rotary_ahead,
     rotary_of,
 )
+from mmtok.models.cache_name import cache_in
 from mmtok.models.taps import LayerAttention, leave, tap
 from mmtok.pruning.cache import CachePolicy, Entries, Prompt, Stored
 
@@ -183,7 +184,7 @@ class CacheSeam:
         """Note the call if it is a prefill; the layer's cache if it is one of ours."""
         from mmtok.models.cache_layer import ShortLayer
 
-        cache, index = kwargs.get("past_key_values"), index_of(self.layers[number])
+        cache, index = cache_in(kwargs), index_of(self.layers[number])
         if self.prompt is None or cache is None:
             return None
         if cache.get_seq_length(index) == 0:
@@ -196,7 +197,7 @@ class CacheSeam:
         from mmtok.models.cache_layer import shorten
 
         (prompt, kwargs), index = self._calls.pop(number), index_of(self.layers[number])
-        layers = kwargs["past_key_values"].layers
+        layers = cache_in(kwargs).layers
         valid, visual, slot = read_by(prompt, self.reached(number))
         kept, dropped = [], self.policy.selects
         with self.meter.stage("reduce.score"):

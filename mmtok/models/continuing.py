@@ -8,6 +8,7 @@ from functools import cached_property
 from torch import Tensor, arange
 from torch.nn.functional import pad
 
+from mmtok.models.cache_name import cache_in
 from mmtok.models.families import Inputs
 
 
@@ -36,7 +37,8 @@ class Shortened:
         Positions the caller passes stay. A mask may count the prompt in full or as it is now;
         where there is none, padding alone is hidden.
         """
-        past = inputs["past_key_values"].get_seq_length()
+        cache = cache_in(inputs)
+        past = 0 if cache is None else cache.get_seq_length()
         tokens = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
         rows, new = tokens.shape[:2]
         length = self.mask.shape[1]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmtok.accounting.analytic import head_shape
 from mmtok.accounting.scopes import Meter
 from mmtok.errors import InputError
+from mmtok.models.cache_name import cache_in
 from mmtok.models.fit import by_layer
 from mmtok.models.survivors import Survivors
 from mmtok.models.taps import LayerAttention, probe, tap
@@ -203,7 +204,7 @@ class DecoderSeam:
 def _step_mask(
     left: Survivors, layer: Any, hidden: Tensor, kwargs: dict[str, Any]
 ) -> Tensor | None:
-    attention, cache = layer.self_attn, kwargs["past_key_values"]
+    attention, cache = layer.self_attn, cache_in(kwargs)
     return left.step_mask(
         past=cache.get_seq_length(attention.layer_idx),
         stored=cache.layers[attention.layer_idx].keys.shape[-2],

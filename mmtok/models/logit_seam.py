@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmtok.accounting.scopes import Meter
 from mmtok.errors import InputError
+from mmtok.models.cache_name import cache_in, cache_name
 from mmtok.models.families import Inputs
 from mmtok.pruning.stages import LogitStage
 
@@ -36,6 +37,7 @@ class Contrast:
 
     def __init__(self, model: Any, stage: LogitStage, prompt: Inputs, meter: Meter) -> None:
         self.model, self.stage, self.meter = model, stage, meter
+        self._name = cache_name(model)
         self.prompt = prompt
         self.steps = 0
         self.cache: Any = None
@@ -74,10 +76,10 @@ class Contrast:
                 "input_ids": input_ids[:, -1:],
                 "attention_mask": self._mask,
                 "position_ids": self._next,
-                "past_key_values": self.cache,
+                self._name: self.cache,
             }
             self._next = self._next + 1
         output = self.model.forward(**inputs, use_cache=True, logits_to_keep=1)
-        self.cache = output.past_key_values
+        self.cache = cache_in(output)
         logits: Tensor = output.logits[:, -1]
         return logits

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
+from mmtok.models.cache_name import cache_in
 from mmtok.models.families import Inputs
 from mmtok.models.pixels import PIXELS
 from mmtok.models.reduction import Reduction
@@ -83,7 +84,7 @@ def _forward(reduction: Reduction, args: Any, kwargs: Inputs) -> Any:
     if args:
         kwargs = {"input_ids": args[0]} | kwargs
     if not _has_pixels(kwargs):
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if cache is not None and cache.get_seq_length() > 0:
             return (), reduction.next_step(kwargs)
         if not kwargs.get("mm_encoder_outputs"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmtok.models.cache_calls import check_cache
+from mmtok.models.cache_name import cache_in
 from mmtok.models.continuing import Shortened
 from mmtok.models.encoder_seam import (
     TOWER_OPTION,
@@ -93,8 +94,8 @@ class Reduction:
         if self.seams.cache:
             self.seams.cache.start(None)  # an interrupted prompt leaves nothing to the tower
         inside = self.seams.decoder or self.seams.cache
-        if inside and inputs.get("past_key_values") is not None:
-            check_cache(inputs["past_key_values"])
+        if inside and (cache := cache_in(inputs)) is not None:
+            check_cache(cache)
         entered = self.encode(inputs)
         self.contrast = self._second_branch(entered, positions)
         return self.assemble(positions)

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from mmtok.errors import InputError
+from mmtok.models.cache_name import without_cache
 
 
 @dataclass(kw_only=True)
@@ -105,7 +106,7 @@ def probe(layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> LayerAtte
     """
     mode = _Tap(stop=True)
     with mode, suppress(_KnownError):
-        layer.forward(hidden, **(kwargs | {"past_key_values": None}))
+        layer.forward(hidden, **without_cache(kwargs))
     return _found(mode)
 
 

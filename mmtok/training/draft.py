@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmtok.models.cache_name import cache_name
 from mmtok.models.visual_ar import load_causal
 from mmtok.training import checkpoint
 from mmtok.training.ar import GUIDANCE, TOKENS, VOCABULARY, build_model, export
@@ -64,10 +65,11 @@ def draw_guided(
 
     first = classes[:, None] + VOCABULARY.first_class
     token = torch.cat([first, torch.full_like(first, VOCABULARY.unconditional)])
-    cache, ids, laws = DynamicCache(config=model.config), [first], []
+    held = {cache_name(model): DynamicCache(config=model.config)}
+    ids, laws = [first], []
     for _ in range(TOKENS):
         with torch.autocast(token.device.type, torch.bfloat16):
-            scores = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1]
+            scores = model(input_ids=token, use_cache=True, **held).logits[:, -1]
         cond, uncond = scores.float().chunk(2)
         guided = uncond + scale * (cond - uncond)
         guided[:, VOCABULARY.first_class :] = -torch.inf
