@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -45,10 +46,12 @@ def check_values(name: str, kind: type, values: Mapping[str, Any]) -> None:
 
 def expected(options: Any, field: str) -> str:
     """What a field's annotation allows, in words."""
-    return wording(_hints(type(options)).get(field, float))
+    kind: Any = type(options)
+    return wording(_hints(kind).get(field, float))
 
 
-def _hints(kind: type) -> dict[str, Any]:
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
     try:
         hints = get_type_hints(kind)
     except NameError:  # another package's class may name types that only its type checker imports

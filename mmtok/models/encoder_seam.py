@@ -99,7 +99,6 @@ def encode(
         known = {*inspect.signature(encoder).parameters, TOWER_OPTION}
         arguments = {name: value for name, value in inputs.items() if name in known}
         heard: list[LayerAttention] = []
-        layers = model.base_model.get_submodule(family.tower)
         facts = sorted(wants & family.facts)
         tower = None if stage is None else open_tower(model, family, arguments, kind, stage, meter)
         with ExitStack() as stack:
@@ -107,6 +106,7 @@ def encode(
             if tower is not None:
                 stack.enter_context(tower.active())
             if facts:
+                layers = model.base_model.get_submodule(family.tower)
                 stack.enter_context(tap(layers[-1], heard.append))
             output = encoder(**arguments, return_dict=True)
         part = _media(model, family, inputs, kind, output, "draw" in wants)

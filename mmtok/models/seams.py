@@ -45,12 +45,13 @@ class Seams:
     ) -> None:
         check_fit(model.config, family, reducers)
         self.tower = _first(r.in_encoder() for r in reducers)
-        self.decoder = _decoder_seam(model, reducers, meter)
+        decoder = model.get_decoder()
+        self.decoder = _decoder_seam(decoder, reducers, meter)
         self.neurons = _neuron_seam(self.decoder, reducers, meter)
-        self.cache = _cache_seam(model, reducers, self._reached, meter)
+        self.cache = _cache_seam(decoder, reducers, self._reached, meter)
         self.logits = _first(r.on_logits() for r in reducers)
         read = {name for r in reducers for name in r.needs | r.wants} & family.facts
-        _check_attention(model.get_decoder().config, self.decoder or self.cache)
+        _check_attention(decoder.config, self.decoder or self.cache)
         _check_attention(model.config.vision_config, read or self.tower)
 
     @contextmanager
@@ -84,8 +85,7 @@ def _first(stages: Iterable[Stage | None]) -> Stage | None:
     return next((stage for stage in stages if stage is not None), None)
 
 
-def _decoder_seam(model: Any, reducers: Sequence[Reducer], meter: Meter) -> DecoderSeam | None:
-    decoder = model.get_decoder()
+def _decoder_seam(decoder: Any, reducers: Sequence[Reducer], meter: Meter) -> DecoderSeam | None:
     stages = [s for r in reducers for s in r.in_decoder(len(decoder.layers))]
     if not stages and all(r.in_feedforward() is None for r in reducers):
         return None
@@ -100,12 +100,11 @@ def _neuron_seam(
 
 
 def _cache_seam(
-    model: Any,
+    decoder: Any,
     reducers: Sequence[Reducer],
     reached: Callable[[int], Reached | None],
     meter: Meter,
 ) -> CacheSeam | None:
-    decoder = model.get_decoder()
     depth = len(decoder.layers)
     evicting = [r for r in reducers if r.in_cache(depth) is not None]
     early = [layer for r in reducers if (layer := r.leave_early(depth)) is not None]
