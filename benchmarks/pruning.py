@@ -28,6 +28,8 @@ from mmtok.pruning import registry
 
 LIMITS = {"scenes": 621, "scenes-video": 54}
 BASELINES = ("random", "stride", "downsample")
+WHOLE = ("damro", "outliers")
+"""Methods without a budget: they run once."""
 SPLITS = ("random", "popular", "adversarial")
 FORCED = 32
 """Tokens that cache methods are made to go on for, far behind the answer's end."""
@@ -172,13 +174,14 @@ def main() -> None:
     index, parts = map(int, args.part.split("/"))
     limits = {"scenes": args.questions, "scenes-video": args.clips}
     lvlm = mmtok.load(args.model, device="cpu")
-    caches = [n for n in args.reduce if n != "damro" and registry.get(n)(keep=0.5).in_cache(4)]
-    wanted = [("none", 1.0)] + [("damro", 1.0)] * ("damro" in args.reduce)
-    wanted += [(n, k) for k in args.keep for n in args.reduce if n != "damro"]
+    budgeted = [n for n in args.reduce if n not in WHOLE]
+    caches = [n for n in budgeted if registry.get(n)(keep=0.5).in_cache(4)]
+    wanted = [("none", 1.0), *((n, 1.0) for n in args.reduce if n in WHOLE)]
+    wanted += [(n, k) for k in args.keep for n in budgeted]
     found: dict[tuple[str, float], dict[str, Any]] = {}
     began = time.time()
     for name, keep in wanted[index::parts]:
-        spec = {"none": None, "damro": "damro"}.get(name, f"{name}(keep={keep})")
+        spec = None if name == "none" else name if name in WHOLE else f"{name}(keep={keep})"
         made = run(lvlm, spec, args.out, limits)
         table, yes, _ = scores(made)
         lines = {line["split"]: line for line in made["scenes"].rows}
@@ -206,8 +209,9 @@ tokens in front of it. Times are of one run each, in batches, on a shared machin
 
 
 def rest(lvlm: Any, found: Any, caches: list[str], keeps: list[float]) -> str:
-    """DAMRO, and the cache methods on longer output."""
-    text = ""
+    """Methods without a budget, DAMRO, and the cache methods on longer output."""
+    whole = page({(n, 1.0): c for (n, k), c in found.items() if n in ("none", *WHOLE)}, [1.0])
+    text = whole.replace("keep = 100%", "Without a budget")
     if ("damro", 1.0) in found:
         rows = [["adversarial split", "F1", "yes %"]]
         for name in ("none", "damro"):
