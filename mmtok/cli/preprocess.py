@@ -43,6 +43,9 @@ _Workers = Annotated[int, typer.Option("--workers", help="Encoders that Ray runs
 _DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what it would write and cost; write nothing.")
 ]
+_Measure = Annotated[
+    bool, typer.Option("--measure", help="In a dry run, encode a few items to estimate the time.")
+]
 
 
 def preprocess(
@@ -67,19 +70,22 @@ def preprocess(
     engine: _Engine = "threads",
     workers: _Workers = 1,
     dry_run: _DryRun = False,
+    measure: _Measure = False,
     as_json: opt.Json = False,
 ) -> None:
     """Encode and prune a collection of images and videos, resumably."""
     job = _job(shard_size, batch, shards, shard_index, on_error, form)
     at_least("--workers", workers)
     _check(engine, dtype, frames, fps)
+    if measure and not dry_run:
+        raise InputError("--measure goes with --dry-run")
     quiet()
     from mmtok.serving.sources import list_sources
 
     sources = list_sources(media, column)
     task = _Task(sources, out, model, dummy, seed, list(reduce), text, frames, fps, device, dtype)
     if dry_run:
-        made = task.estimate(job)
+        made = task.estimate(job) | (task.measure(job) if measure else {})
     else:
         made = task.run(job) if engine == "threads" else task.run_on_ray(job, workers)
     for line in made["errors"]:
@@ -178,6 +184,28 @@ class _Task:
             f"{si(made.flops)}FLOP to encode and select"
         )
         return made.to_dict() | {"dry_run": True, "dtype": dtype}
+
+    def measure(self, job: Job) -> dict[str, Any]:
+        """How long it would take, from a few of the items."""
+        from mmtok import load
+        from mmtok.serving.estimate import measure
+        from mmtok.serving.stages import Encoder
+
+        say(f"loading {self.model} ...")
+        reducers = self._reducers()
+        lvlm = load(self.model, dummy=self.dummy, device=self.device, seed=self.seed)
+        recipe = self._recipe(lvlm.config, str(lvlm.dtype).removeprefix("torch."))
+        count, seconds = measure(self.sources, Encoder(lvlm, reducers, recipe), job)
+        if not count:
+            raise InputError(
+                "--measure: none of the items tried can be encoded, so no time is known"
+            )
+        whole = seconds / count * len(self.sources)
+        say(
+            f"estimated {whole:.1f} s for {len(self.sources)} items in one such process, from "
+            f"{count} encoded in {seconds:.2f} s; loading and writing not in it"
+        )
+        return {"estimated_seconds": round(whole, 3), "measured_items": count}
 
     def run(self, job: Job) -> dict[str, Any]:
         """In this process."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,11 @@ from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
 from mmtok.cli.output import quiet, say
 from mmtok.errors import InputError
+
+_MediaRoot = Annotated[
+    Path | None, typer.Option("--media-root", help="Folder that file:// URLs may name.")
+]
+_Remote = Annotated[bool, typer.Option("--remote-urls", help="Fetch http(s) URLs of public hosts.")]
 
 
 def serve(
@@ -21,13 +26,14 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 8000,
     batch: Annotated[int, typer.Option("--batch", help="Most requests answered together.")] = 8,
-    media_root: Annotated[
-        Path | None, typer.Option("--media-root", help="Folder that file:// URLs may name.")
-    ] = None,
-    remote: Annotated[
-        bool, typer.Option("--remote-urls", help="Fetch http(s) URLs of public hosts.")
-    ] = False,
+    media_root: _MediaRoot = None,
+    remote: _Remote = False,
     max_body: Annotated[int, typer.Option("--max-body-mib", help="Of one request.")] = 32,
+    pixels: Annotated[int, typer.Option(help="Of all pictures and frames of a request.")] = 2**24,
+    media: Annotated[int, typer.Option(help="Pictures and videos of a request.")] = 16,
+    new_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 1024,
+    fetch_s: Annotated[float, typer.Option(help="For all URLs of a request.")] = 60.0,
+    waiting: Annotated[int, typer.Option(help="Requests in work or waiting for it.")] = 256,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     seed: opt.Seed = 0,
@@ -35,38 +41,42 @@ def serve(
     """Serve chat completions; the API key is read from MMTOK_API_KEY, if that is set."""
     at_least("--batch", batch)
     at_least("--max-body-mib", max_body)
-    if media_root is not None and not media_root.is_dir():
+    if not 0 <= port < 2**16:
+        raise InputError(f"--port must be from 0 to 65535, got {port}")
+    if media_root is not None and not os.path.isdir(media_root):
         raise InputError(f"--media-root {media_root}: no such folder")
-    api_key = _api_key()
     quiet()
+    uvicorn, create_app = _server()
+    from mmtok import Pipeline, load
+    from mmtok.serving.limits import Limits
+
+    limits = Limits(
+        body_bytes=max_body * 2**20,
+        media_bytes=max_body * 2**20 * 3 // 4,
+        pixels=pixels,
+        media=media,
+        new_tokens=new_tokens,
+        fetch_s=fetch_s,
+        waiting=waiting,
+        media_root=media_root,
+        remote=remote,
+    )
+    say(f"loading {model} ...")
+    pipe = Pipeline(load(model, dummy=dummy, device=device, dtype=dtype, seed=seed), list(reduce))
+    app = create_app(pipe, limits=limits, api_key=os.environ.get("MMTOK_API_KEY"), batch=batch)
+    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
+
+
+def _server() -> tuple[Any, Any]:
+    """uvicorn and the application it runs.
+
+    Raises:
+        InputError: the packages of the server are not installed.
+    """
     try:
         import uvicorn
 
         from mmtok.serving.server import create_app
     except ImportError as error:
         raise InputError(f"serving needs {error.name}: pip install 'mmtok[serve]'") from None
-    from mmtok import Pipeline, load
-    from mmtok.serving.limits import Limits
-
-    say(f"loading {model} ...")
-    pipe = Pipeline(load(model, dummy=dummy, device=device, dtype=dtype, seed=seed), list(reduce))
-    limits = Limits(
-        body_bytes=max_body * 2**20,
-        media_bytes=max_body * 2**20 * 3 // 4,
-        media_root=media_root,
-        remote=remote,
-    )
-    app = create_app(pipe, limits=limits, api_key=api_key, batch=batch)
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
-
-
-def _api_key() -> str | None:
-    """The key that clients must send.
-
-    Raises:
-        InputError: it is set and empty, which a client without any would match.
-    """
-    key = os.environ.get("MMTOK_API_KEY")
-    if key == "":
-        raise InputError("MMTOK_API_KEY is empty: expected a key, or the variable unset")
-    return key
+    return uvicorn, create_app

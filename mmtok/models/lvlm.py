@@ -107,8 +107,8 @@ class LVLM:
         images = [images for images, _ in media] if any(i for i, _ in media) else None
         clips = [clip for _, clips in media for clip in clips]
         bos = self.processor.tokenizer.bos_token
+        texts = [self._rendered(turns) for turns in talks]
         try:
-            texts = [self._rendered(turns) for turns in talks]
             batch = self.processor(
                 text=texts,
                 images=images,
@@ -150,9 +150,10 @@ class LVLM:
 
         try:
             return str(self.processor.apply_chat_template(turns, add_generation_prompt=True))
-        except TemplateError as error:  # some want users and assistants in turn, or no system
+        except (TemplateError, ValueError) as error:
+            # some want users and assistants in turn, or no system; some processors have no template
             roles = ", ".join(turn["role"] for turn in turns)
-            raise ValueError(f"{first_line(error)} (roles: {roles})") from error
+            raise InputError(f"{self.name}: {first_line(error)} (roles: {roles})") from error
 
 
 def _clip_options(clips: list[Clip], fps: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mmtok.io.image import load_image
 from mmtok.io.video import Clip, is_video, load_video
 from mmtok.models.lvlm import Prompt
 from mmtok.models.turns import Turn
-from mmtok.serving.fetch import TOTAL_S, fetch
+from mmtok.serving.fetch import fetch
 from mmtok.serving.limits import Limits, RefusedError
 
 _KNOWN = frozenset(
@@ -79,7 +79,7 @@ def read_request(body: Any, limits: Limits) -> Ask:
     images: list[Image] = []
     clips: list[Clip] = []
     turns = _turns(body.get("messages"), limits)
-    until = time.monotonic() + TOTAL_S
+    until = time.monotonic() + limits.fetch_s
     for turn in turns:
         turn["content"] = [_place(part, images, clips, limits, until) for part in turn["content"]]
     stream = body.get("stream_options") or {}
@@ -111,6 +111,9 @@ def _turns(messages: Any, limits: Limits) -> list[Turn]:
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise RefusedError(400, "content must be a text or a list of parts")
+        kinds = [part.get("type") for part in parts]
+        if message["role"] == "system" and any(kind != "text" for kind in kinds):
+            raise RefusedError(400, "a system message takes text alone, no pictures and no videos")
         found.append({"role": message["role"], "content": parts})
     count = sum(len(turn["content"]) for turn in found)
     if count > limits.parts:

@@ -1,7 +1,11 @@
-"""What a job would write and cost, from headers and a configuration, without any weights."""
+"""What a job would write and cost, from headers and a configuration, without any weights.
+
+Its time is no matter of FLOPs alone: that is measured, on a few items and with the weights.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +21,13 @@ from mmtok.io.image import image_size
 from mmtok.io.video import DEFAULT_FRAMES, MAX_PIXELS, is_video, sample_by_count, sample_by_fps
 from mmtok.pruning import Reducer
 from mmtok.serving.sources import Source
-from mmtok.serving.work import THREADS, Job
+from mmtok.serving.stages import Encoder, encode_chunks
+from mmtok.serving.work import THREADS, Job, digests, gather
 
 _INDEX_BYTES = 8 + 3 * 8
 """Of a token's `kept` and `position`."""
+MEASURED_BATCHES = 4
+"""What `measure` encodes; the first of them has nothing to overlap with."""
 
 Shape = tuple[tuple[int, int], int | None]
 """(width, height), and the frames of a clip."""
@@ -102,6 +109,31 @@ def estimate(
         flops=flops,
         errors=errors,
     )
+
+
+def measure(sources: Sequence[Source], encoder: Encoder, job: Job) -> tuple[int, float]:
+    """Hash, decode and encode a few of the sources, after a batch that warms up.
+
+    Args:
+        sources: from `list_sources`; some spread evenly over them are taken.
+        encoder: with the job's model.
+        job: names the batch size.
+
+    Returns:
+        How many items were encoded, and the seconds they took; nothing was written.
+    """
+    most = (MEASURED_BATCHES + 1) * job.batch_size
+    chosen = sources[:: -(-len(sources) // most)]
+    # of a collection too small for both, what warmed up is measured as well
+    warm, timed = chosen[: job.batch_size], chosen[job.batch_size :] or chosen
+    _encode(warm, encoder, job)
+    began = time.perf_counter()
+    return _encode(timed, encoder, job), time.perf_counter() - began
+
+
+def _encode(sources: Sequence[Source], encoder: Encoder, job: Job) -> int:
+    items = gather(sources, digests(sources), encoder.recipe)
+    return sum(len(outcome.made) for _, outcome in encode_chunks([items], encoder, job))
 
 
 def _token_bytes(config: Any, dtype: str) -> int:

@@ -24,7 +24,7 @@ from mmtok.errors import InputError
 from mmtok.io.files import reason
 from mmtok.registry import unknown
 from mmtok.serving.replay import StoredOutput, prompt_inputs
-from mmtok.serving.shards import Row, read_item, read_manifest, whole
+from mmtok.serving.shards import Row, make_folder, read_item, read_manifest, whole
 
 if TYPE_CHECKING:
     from mmtok.models.lvlm import LVLM
@@ -66,7 +66,7 @@ def export(
     width = lvlm.config.get_text_config().hidden_size
     for row in rows:
         check(target, lvlm.config.model_type, row)
-    _make(folder)
+    make_folder(folder)
     with whole(folder / "index.jsonl") as temporary, temporary.open("w") as index:
         for row in rows:
             tensors = read_item(out, row)
@@ -78,21 +78,12 @@ def export(
                 )
             made, facts = TARGETS[target](lvlm, row, tensors, text, version)
             name = _FILES.get(target, "{key:.32}.safetensors").format(key=row["key"])
-            (folder / name).parent.mkdir(exist_ok=True)
+            make_folder((folder / name).parent)
             with whole(folder / name) as file:
                 save_file({n: x.contiguous() for n, x in made.items()}, file)
             line = {"uuid": row["key"], "sources": row["sources"], "file": name}
             index.write(json.dumps(line | facts) + "\n")
     return [row["key"] for row in rows]
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: not a folder this can write to ({reason(error)}), expected a new one"
-        ) from None
 
 
 def check(target: str, family: str, row: Row) -> None:

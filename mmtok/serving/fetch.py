@@ -14,6 +14,8 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -22,8 +24,6 @@ from mmtok.serving.limits import Limits, RefusedError
 
 TIMEOUT_S = 10.0
 """Longest silence of a remote host."""
-TOTAL_S = 60.0
-"""Longest time for all fetches of a request: a host that drips is not silent."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # All IPv6 addresses that are given out, and what is kept for documentation among them, which
 # Python's own tables may not know yet.
@@ -37,7 +37,8 @@ def fetch(url: str, limits: Limits, until: float | None = None) -> bytes:
     Args:
         url: data, file, http or https.
         limits: what is allowed.
-        until: when, on the monotonic clock, a remote host is given up; None: in `TOTAL_S`.
+        until: when, on the monotonic clock, a remote host is given up: one that drips is not
+            silent. None: in `limits.fetch_s`.
 
     Raises:
         RefusedError: malformed, not allowed, not there, or too large.
@@ -54,7 +55,8 @@ def fetch(url: str, limits: Limits, until: float | None = None) -> bytes:
     if parts.scheme in ("http", "https"):
         if not limits.remote:
             raise RefusedError(400, "remote URLs are off: send the media as a data URL")
-        return _remote(parts, port, limits, time.monotonic() + TOTAL_S if until is None else until)
+        end = time.monotonic() + limits.fetch_s if until is None else until
+        return _remote(parts, port, limits, end)
     raise RefusedError(400, "expected a data: URL" + (", or http(s)" if limits.remote else ""))
 
 
@@ -91,13 +93,13 @@ def _remote(parts: SplitResult, port: int | None, limits: Limits, until: float) 
         raise RefusedError(400, "malformed media URL")
     secure = parts.scheme == "https"
     port = port or (443 if secure else 80)
-    address = public_address(host, port)
-    connection = _Pinned(host, port, address, secure)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    late = RefusedError(400, f"the media URLs took longer than {TOTAL_S:.0f} s")
+    late = RefusedError(400, f"the media URLs took longer than {limits.fetch_s:g} s")
+    address = _in_time(lambda: public_address(host, port), until)
     left = until - time.monotonic()
-    if left <= 0:
+    if address is None or left <= 0:
         raise late
+    connection = _Pinned(host, port, address, secure, min(TIMEOUT_S, left))
     deadline = threading.Timer(left, connection.stop)
     deadline.start()
     try:
@@ -107,7 +109,7 @@ def _remote(parts: SplitResult, port: int | None, limits: Limits, until: float) 
             raise RefusedError(400, f"the media URL answered {answer.status}, expected 200")
         body = answer.read(limits.media_bytes + 1)
     except (OSError, http.client.HTTPException, ValueError):
-        if connection.stopped:
+        if connection.stopped or time.monotonic() >= until:
             raise late from None
         raise RefusedError(400, "the media URL cannot be fetched") from None
     finally:
@@ -118,6 +120,24 @@ def _remote(parts: SplitResult, port: int | None, limits: Limits, until: float) 
     if len(body) > limits.media_bytes:
         raise RefusedError(413, f"media above {limits.media_bytes} bytes")
     return body
+
+
+def _in_time(look_up: Callable[[], str], until: float) -> str | None:
+    """What a look-up gives, None if it takes too long.
+
+    Nothing ends a look-up of the system's resolver: its thread is left behind until that gives up.
+    """
+    future: Future[str] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(look_up())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="mmtok-look-up", daemon=True).start()
+    done, _ = wait([future], max(until - time.monotonic(), 0))
+    return future.result() if done else None
 
 
 def public_address(host: str, port: int) -> str:
@@ -161,8 +181,8 @@ def _meant(address: _Address) -> list[_Address]:
 class _Pinned(http.client.HTTPConnection):
     """A connection to one address, with the host's name in its headers and certificate check."""
 
-    def __init__(self, host: str, port: int, address: str, secure: bool) -> None:
-        super().__init__(host, port, timeout=TIMEOUT_S)
+    def __init__(self, host: str, port: int, address: str, secure: bool, timeout_s: float) -> None:
+        super().__init__(host, port, timeout=timeout_s)
         self._address, self._secure, self.stopped = address, secure, False
         self._open: socket.socket | None = None  # `sock` is gone once an answer will close it
 

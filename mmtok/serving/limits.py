@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from mmtok.errors import InputError
 from mmtok.io.video import DEFAULT_FRAMES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds of one request and of all of them together.
+    """Bounds of one request and of all of them together, each of them above 0.
 
     Attributes:
         body_bytes: of a whole request.
@@ -26,6 +27,10 @@ class Limits:
         waiting: requests that may be in work or wait for it.
         media_root: folder below which `file://` paths may be read; None: none.
         remote: whether http(s) URLs are fetched, from public addresses and without redirects.
+        fetch_s: how long all fetches of one request may take together, name look-ups included.
+
+    Raises:
+        InputError: a bound is not above 0.
     """
 
     body_bytes: int = 32 * 2**20
@@ -41,6 +46,14 @@ class Limits:
     waiting: int = 256
     media_root: Path | None = None
     remote: bool = False
+    fetch_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that nothing could keep."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
+                raise InputError(f"{field.name} must be above 0, got {value}")
 
 
 class RefusedError(Exception):

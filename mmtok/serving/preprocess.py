@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mmtok.errors import InputError
 from mmtok.pruning import Reducer
 from mmtok.serving.recipe import Recipe
-from mmtok.serving.shards import Row, open_folder, shard_rows, write_manifest, write_shard
+from mmtok.serving.shards import Row, done_keys, open_folder, write_manifest, write_shard
 from mmtok.serving.sources import Source
 from mmtok.serving.stages import Encoder, Outcome, encode_chunks
 from mmtok.serving.work import Item, Job, Summary, digests, divide, gather
@@ -50,7 +50,7 @@ def preprocess(
     """
     open_folder(out, recipe)
     items = gather(sources, digests(sources), recipe)
-    pending, skipped = divide(items, job, {row["key"] for row in shard_rows(out)})
+    pending, skipped = divide(items, job, done_keys(out))
     total, summary = sum(map(len, pending)), Summary(skipped=skipped)
     encoder = Encoder(lvlm, reducers, recipe)
     written: Future[str] | None = None

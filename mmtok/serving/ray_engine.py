@@ -19,7 +19,7 @@ from mmtok.models.zoo import embedded_names
 from mmtok.pruning import build
 from mmtok.serving.preprocess import finish, shard_items
 from mmtok.serving.recipe import Recipe, reload
-from mmtok.serving.shards import Row, open_folder, shard_rows, write_shard
+from mmtok.serving.shards import Row, done_keys, open_folder, write_shard
 from mmtok.serving.sources import Source
 from mmtok.serving.stages import Decoded, Encoder, Outcome, decode_item, pieces
 from mmtok.serving.work import THREADS, Digest, Item, Job, Summary, digests, divide, gather
@@ -63,8 +63,7 @@ def preprocess_on_ray(
     open_folder(out, recipe)
     with _quiet(ray):
         items = gather(sources, _digests(ray, sources), recipe)
-        ready = {row["key"] for row in shard_rows(out)}
-        pending, skipped = divide(items, job, ready)
+        pending, skipped = divide(items, job, done_keys(out))
         total, summary = sum(map(len, pending)), Summary(skipped=skipped)
         for row in _shards(ray, pending, out, specs, recipe, job, workers, device):
             if row["refused"]:

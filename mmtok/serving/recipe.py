@@ -114,11 +114,16 @@ def load_recipe(out: Path) -> Recipe:
     """
     path = out / "run.json"
     try:
-        return Recipe(**json.loads(path.read_text())["recipe"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = Recipe(**json.loads(path.read_text(encoding="utf-8"))["recipe"])
+        for field in ("model", "revision", "reduce", "text", "dtype"):
+            if not isinstance(getattr(found, field), str):
+                raise TypeError(f"{field} is no text")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        said = "no recipe in it" if isinstance(error, LookupError) else reason(error)
         raise InputError(
-            f"{path}: cannot be read ({reason(error)}), expected what `mmtok preprocess` wrote"
+            f"{path}: cannot be read ({said}), expected what `mmtok preprocess` wrote"
         ) from None
+    return found
 
 
 def reload(recipe: Recipe, device: str = "auto") -> LVLM:

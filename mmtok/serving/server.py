@@ -7,15 +7,17 @@ import json
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
+from mmtok.errors import InputError
 from mmtok.serving.batching import Answer, Batcher
 from mmtok.serving.chat import Ask, read_request
 from mmtok.serving.limits import Limits, RefusedError
@@ -52,6 +54,17 @@ class _Metrics:
         self.tokens.labels("completion").inc(answer.new_tokens)
 
 
+class _Stream(StreamingResponse):
+    """Events, and the visit that ends when they do or the client goes away."""
+
+    visit: ExitStack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        with self.visit:
+            await super().__call__(scope, receive, send)
+
+
 class _Desk:
     """Takes requests in, as many as the limits allow, and brings them to the batcher."""
 
@@ -71,26 +84,36 @@ class _Desk:
 
     async def serve(self, request: Request) -> Response:
         """The answer to one request, or the refusal of it."""
+        with ExitStack() as visit:
+            visit.enter_context(self._visit())
+            try:
+                self.check_key(request)
+                if self.inside > self.limits.waiting:
+                    raise RefusedError(429, f"{self.limits.waiting} requests are inside, try later")
+                data = await _body(request, self.limits)
+                reply = await self._answer(data)
+            except RefusedError as error:
+                reply = _refusal(error)
+            except Exception:
+                traceback.print_exc()
+                reply = _refusal(RefusedError(500, "a bug in mmtok: see the server's log"))
+            self.metrics.requests.labels(str(reply.status_code)).inc()
+            if isinstance(reply, _Stream):
+                reply.visit = visit.pop_all()
+        return reply
+
+    @contextmanager
+    def _visit(self) -> Iterator[None]:
+        """One request, from when it comes until its answer is whole."""
         began = time.monotonic()
         self.inside += 1
         self.metrics.inside.set(self.inside)
         try:
-            self.check_key(request)
-            if self.inside > self.limits.waiting:
-                raise RefusedError(429, f"{self.limits.waiting} requests are inside, try later")
-            data = await _body(request, self.limits)
-            reply = await self._answer(data)
-        except RefusedError as error:
-            reply = _refusal(error)
-        except Exception:
-            traceback.print_exc()
-            reply = _refusal(RefusedError(500, "a bug in mmtok: see the server's log"))
+            yield
         finally:
             self.inside -= 1
             self.metrics.inside.set(self.inside)
-        self.metrics.requests.labels(str(reply.status_code)).inc()
-        self.metrics.seconds.observe(time.monotonic() - began)
-        return reply
+            self.metrics.seconds.observe(time.monotonic() - began)
 
     async def _answer(self, data: bytes) -> Response:
         """The response to a request's body; a streamed one begins with the first token."""
@@ -116,7 +139,7 @@ class _Desk:
                 self.metrics.answered(answer)
                 return JSONResponse(whole_reply(self.pipe, wanted, answer))
         events = self._events(wanted, first, said, waiting)
-        return StreamingResponse(events, media_type="text/event-stream")
+        return _Stream(events, media_type="text/event-stream")
 
     async def _events(
         self,
@@ -159,7 +182,12 @@ def create_app(
         limits: of requests.
         api_key: what clients must send as a bearer token; None: nothing.
         batch: most requests answered together.
+
+    Raises:
+        InputError: the key is empty, which a client without any would match.
     """
+    if api_key == "":
+        raise InputError("the API key is empty: expected one, or none (MMTOK_API_KEY unset)")
     desk = _Desk(pipe, limits or Limits(), api_key, batch)
 
     @asynccontextmanager

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mmtok.errors import InputError
 from mmtok.io.files import reason
 from mmtok.serving import formats
 from mmtok.serving.features import Features
-from mmtok.serving.recipe import Recipe, versions
+from mmtok.serving.recipe import Recipe, load_recipe, versions
 
 Row = dict[str, Any]
 
@@ -39,28 +40,41 @@ def open_folder(out: Path, recipe: Recipe) -> None:
         InputError: it cannot be written, or holds the results of another recipe.
     """
     path, said = out / "run.json", recipe.canonical()
-    try:
-        (out / "shards").mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            found = json.dumps(
-                json.loads(path.read_text())["recipe"], sort_keys=True, separators=(",", ":")
+    make_folder(out / "shards")
+    if os.path.exists(path):
+        found = load_recipe(out).canonical()
+        if found != said:
+            raise InputError(
+                f"{out}: holds results of another recipe, expected a new folder: it has "
+                f"{found}, this run is {said}"
             )
-            if found != said:
-                raise InputError(
-                    f"{out}: holds results of another recipe, expected a new folder: it has "
-                    f"{found}, this run is {said}"
-                )
-            return
-        with whole(path) as temporary:
-            made = {"recipe": json.loads(said), "versions": versions()}
-            temporary.write_text(json.dumps(made, indent=1) + "\n")
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{out}: not a folder this can write to ({reason(error)})") from None
+        return
+    with whole(path) as temporary:
+        made = {"recipe": json.loads(said), "versions": versions()}
+        temporary.write_text(json.dumps(made, indent=1) + "\n")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, unless it is there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: not a folder this can write to ({reason(error)}), expected a new one"
+        ) from None
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the name `path` once it is complete and on the disk."""
+    """A temporary file that takes the name `path` once it is complete and on the disk.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     # a process id alone is not unique where several machines share a disk
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -68,8 +82,11 @@ def whole(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be written ({reason(error)})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_shard(
@@ -115,26 +132,59 @@ def row_files(out: Path) -> list[Path]:
     return sorted((out / "shards").glob("*.jsonl"))
 
 
-def shard_rows(out: Path) -> Iterator[Row]:
-    """The rows of all finished shards; one whose tensors are lost is to be made again, whole.
+def shard_rows(out: Path) -> Iterator[tuple[Path, list[Row]]]:
+    """The rows of each shard, and the file they are in.
 
     Raises:
         InputError: some are damaged.
     """
     for path in row_files(out):
-        rows = read_rows(path)
-        if finished(out, rows):
-            yield from rows
+        try:
+            yield path, read_rows(path)
+        except InputError:
+            if os.path.lexists(path):  # else another worker has just taken it away
+                raise
 
 
-def finished(out: Path, rows: Sequence[Row]) -> bool:
-    """Whether the tensors that a shard's rows tell of are there."""
-    shards = {Path(row["shard"]).name for row in rows if row["status"] == "ok"}
-    return all((out / "shards" / shard).is_file() for shard in shards)
+def done_keys(out: Path) -> set[str]:
+    """The items that are done, once the rows of shards whose tensors are lost are taken away.
+
+    Those are made again, perhaps cut into other shards: rows left from before would be there twice.
+
+    Raises:
+        InputError: rows are damaged, or cannot be taken away.
+    """
+    done = set[str]()
+    for path, rows in shard_rows(out):
+        if any(is_lost(out, row) for row in rows):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be removed ({reason(error)})") from None
+        else:
+            done |= {row["key"] for row in rows}
+    return done
+
+
+def is_lost(out: Path, row: Row) -> bool:
+    """Whether the file with an item's tensors is gone."""
+    # unlike `Path.is_file`, this takes any name, however long
+    return row["status"] == "ok" and not os.path.isfile(shard_path(out, row))
+
+
+def shard_path(out: Path, row: Row) -> Path:
+    """The file with an item's tensors; never one outside the folder, whatever the row says."""
+    return out / "shards" / Path(row["shard"]).name
 
 
 _SAID = {"key": str, "sources": list, "status": str}
-_SAID_OF_FEATURES = _SAID | {"shard": str, "tensors_sha256": str, "tokens_out": int}
+_SAID_OF_FEATURES = _SAID | {
+    "shard": str,
+    "tensors_sha256": str,
+    "tokens_in": int,
+    "tokens_out": int,
+    "kind": str,
+}
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -180,18 +230,16 @@ def write_manifest(
         The content hash, which covers keys, status and tensors: the same for the same media and
         recipe, however the work was divided; and the keys of the items that failed.
     """
-    earlier: list[Row] = []
-    with suppress(InputError):  # none, or a damaged one that is replaced
-        earlier = read_manifest(out)
-    names = {row["key"]: row["sources"] for row in earlier}
-    for key, own in (sources or {}).items():
-        names[key] = [*names.get(key, ()), *own]
+    own = sources or {}
     while True:
-        seen = row_files(out)
-        rows = sorted(shard_rows(out), key=lambda row: str(row["key"]))
+        seen, earlier = row_files(out), dict[str, list[str]]()
+        with suppress(InputError):  # none, or a damaged one that is replaced
+            earlier = {row["key"]: row["sources"] for row in read_manifest(out)}
+        found = [row for _, own_rows in shard_rows(out) for row in own_rows]
+        rows = sorted(found, key=lambda row: str(row["key"]))
         for row in rows:
-            known = [*row["sources"], *names.get(row["key"], ())]
-            row["sources"] = list(dict.fromkeys(known))
+            known = (row["sources"], earlier.get(row["key"], ()), own.get(row["key"], ()))
+            row["sources"] = sorted(set().union(*known))
         with whole(out / "manifest.jsonl") as temporary, temporary.open("w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         if row_files(out) == seen:
@@ -213,7 +261,7 @@ def manifest_path(out: Path) -> Path:
         InputError: there is none.
     """
     path = out / "manifest.jsonl"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: not found, expected a folder that `mmtok preprocess` made")
     return path
 
@@ -233,7 +281,7 @@ def read_item(out: Path, row: Row) -> dict[str, Tensor]:
     Raises:
         InputError: the shard is gone or damaged, or holds something else.
     """
-    path = out / "shards" / Path(str(row.get("shard"))).name
+    path = shard_path(out, row)
     found = formats.read(path, row["key"])
     if tensors_sha256(found) != row["tensors_sha256"]:
         raise InputError(f"{path}: the tensors of {row['key'][:12]} are not what was written")

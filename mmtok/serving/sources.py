@@ -156,7 +156,7 @@ def _json_list(path: Path) -> list[Source]:
         try:
             row = json.loads(line)
             names = [row[field] for field in FIELDS if isinstance(row.get(field), str)]
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             names = []
         if len(names) != 1:
             raise InputError(

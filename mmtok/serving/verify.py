@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmtok.errors import InputError
 from mmtok.serving.recipe import load_recipe
-from mmtok.serving.shards import Row, finished, manifest_path, read_item, read_rows, row_files
+from mmtok.serving.shards import Row, is_lost, manifest_path, read_item, read_rows, row_files
 
 
 def verify(out: Path) -> list[str]:
@@ -27,8 +28,7 @@ def verify(out: Path) -> list[str]:
         for key, count in Counter(row["key"] for row in rows).items()
         if count > 1
     ]
-    shards = [_rows(path, problems) for path in row_files(out)]
-    written = {row["key"]: row for rows in shards if finished(out, rows) for row in rows}
+    written = {row["key"]: row for path in row_files(out) for row in _rows(path, problems)}
     listed = {row["key"] for row in rows}
     problems += [
         f"{key[:12]}: in shard {row.get('shard')}, not in the manifest"
@@ -38,12 +38,13 @@ def verify(out: Path) -> list[str]:
     problems += [
         f"{row['key'][:12]}: its row in the manifest is not the one of its shard"
         for row in rows
-        if not _same(row, written.get(row["key"]))
+        if row["key"] in written and not _same(row, written[row["key"]])
     ]
+    problems += _lost(out, rows, written)
     for row in rows:
-        if row["status"] == "ok":
+        if row["status"] == "ok" and not is_lost(out, row):
             problems += _item(out, row)
-    known = {row.get("shard") for row in rows}
+    known = {str(row.get("shard")) for row in rows}
     problems += [
         f"{path.name}: no item of the manifest is in it"
         for path in sorted((out / "shards").glob("[!.]*"))
@@ -61,10 +62,25 @@ def _rows(path: Path, problems: list[str]) -> list[Row]:
         return []
 
 
-def _same(row: Row, written: Row | None) -> bool:
+def _lost(out: Path, rows: list[Row], written: Mapping[str, Row]) -> list[str]:
+    """A line for each file that is gone, however many items were in it."""
+    tensors = Counter(row["shard"] for row in rows if is_lost(out, row))
+    lines = Counter(
+        str(row.get("shard") or "unreadable items")
+        for row in rows
+        if row["key"] not in written and not is_lost(out, row)
+    )
+    return [
+        f"{shard}: gone, with the tensors of {count} items; run the same `mmtok preprocess` again"
+        for shard, count in tensors.items()
+    ] + [
+        f"{shard}: the rows of {count} items are gone; run the same `mmtok preprocess` again"
+        for shard, count in lines.items()
+    ]
+
+
+def _same(row: Row, written: Row) -> bool:
     """Whether the manifest says what the shard does; sources may have come since then."""
-    if written is None:
-        return False
     added = set(written["sources"]) <= set(row["sources"])
     return added and row == written | {"sources": row["sources"]}
 
