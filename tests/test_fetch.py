@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -74,3 +75,34 @@ def test_redirects_are_not_followed_and_sizes_hold(monkeypatch: pytest.MonkeyPat
             fetch(f"{base}/big", limits)
     finally:
         server.shutdown()
+
+
+def test_a_look_up_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+
+    def slow(*args: Any, **options: Any) -> Any:
+        asked.wait(20)
+        return [(0, 0, 0, "", ("93.184.216.34", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    began = time.monotonic()
+    with pytest.raises(RefusedError, match=r"took longer than 0\.2 s"):
+        fetch("http://example.com/a.png", Limits(remote=True, fetch_s=0.2))
+    asked.set()
+    assert time.monotonic() - began < 5
+
+
+def test_connecting_takes_no_longer_than_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
+        given.append(timeout)
+        raise TimeoutError
+
+    monkeypatch.setattr("mmtok.serving.fetch.public_address", lambda host, port: "127.0.0.1")
+    monkeypatch.setattr(socket, "create_connection", connect)
+    for left in (2.0, 60.0):
+        with pytest.raises(RefusedError, match="cannot be fetched"):
+            fetch("http://example.com/a.png", Limits(remote=True, fetch_s=left))
+    assert 1 < given[0] <= 2
+    assert given[1] == 10

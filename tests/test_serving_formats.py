@@ -142,6 +142,29 @@ def test_a_dry_run_says_what_the_run_will_write(
     assert plan["flops"] > 0
 
 
+@pytest.mark.parametrize(("batch", "more", "timed"), [(1, 0, 3), (1, 6, 4), (16, 6, 8)])
+def test_a_dry_run_can_measure_the_time(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    batch: int,
+    more: int,
+    timed: int,
+) -> None:
+    """On some that are spread over the folder, after others that warm up."""
+    for number in range(more):
+        picture(number, 90, 80).save(folder / f"more {number}.png")
+    out = tmp_path / "out"
+    command = ["preprocess", str(folder), "--out", str(out), "--batch", str(batch), "--json"]
+    assert main([*command, "--dry-run", "--measure"]) == 3
+    said = capsys.readouterr()
+    plan = json.loads(said.out.splitlines()[-1])
+    assert not out.exists()
+    assert plan["measured_items"] == timed
+    assert 0 < plan["estimated_seconds"] < 60
+    assert f"estimated {plan['estimated_seconds']:.1f} s for {4 + more} items" in said.err
+
+
 def test_the_size_of_a_turned_picture_is_that_of_the_upright_one(tmp_path: Path) -> None:
     for orientation in (1, 3, 6):
         exif = Image.Exif()

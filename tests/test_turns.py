@@ -62,6 +62,25 @@ def test_a_template_that_refuses_names_the_model_once(monkeypatch: pytest.Monkey
     assert str(refused.value) == f"{lvlm.name}: not so (roles: user)"
 
 
+def test_a_template_that_refuses_is_not_put_down_to_the_clips(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lvlm = mmtok.load("llava_onevision", dummy=True)
+    monkeypatch.setattr(lvlm.processor, "chat_template", "{{ raise_exception('not so') }}")
+    picture = Image.linear_gradient("L").convert("RGB")
+    with pytest.raises(mmtok.InputError) as refused:
+        lvlm.inputs_batch([(None, [[picture] * n], "hi") for n in (2, 3)])
+    assert str(refused.value) == f"{lvlm.name}: not so (roles: user)"
+
+
+def test_a_processor_without_a_template_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    lvlm = mmtok.load("llava", dummy=True)
+    monkeypatch.setattr(lvlm.processor, "chat_template", None)
+    with pytest.raises(mmtok.InputError, match="chat template") as refused:
+        lvlm.inputs_batch([(None, None, "hi")])
+    assert str(refused.value).startswith(f"{lvlm.name}: ")
+
+
 def test_the_markers_of_tiny_never_stick_to_what_was_said() -> None:
     lvlm = mmtok.load("tiny")
     turns = [

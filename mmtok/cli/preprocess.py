@@ -196,14 +196,10 @@ class _Task:
         lvlm = load(self.model, dummy=self.dummy, device=self.device, seed=self.seed)
         recipe = self._recipe(lvlm.config, str(lvlm.dtype).removeprefix("torch."))
         count, seconds = measure(self.sources, Encoder(lvlm, reducers, recipe), job)
-        if not count:
-            raise InputError(
-                "--measure: none of the items tried can be encoded, so no time is known"
-            )
         whole = seconds / count * len(self.sources)
         say(
-            f"estimated {whole:.1f} s for {len(self.sources)} items in one such process, from "
-            f"{count} encoded in {seconds:.2f} s; loading and writing not in it"
+            f"estimated {whole:.1f} s for {len(self.sources)} items in one process, from "
+            f"{count} of them in {seconds:.2f} s; loading and writing not in it"
         )
         return {"estimated_seconds": round(whole, 3), "measured_items": count}
 

@@ -112,28 +112,26 @@ def estimate(
 
 
 def measure(sources: Sequence[Source], encoder: Encoder, job: Job) -> tuple[int, float]:
-    """Hash, decode and encode a few of the sources, after a batch that warms up.
+    """Hash, decode and encode a few of the sources, after a few others that warm up.
 
     Args:
-        sources: from `list_sources`; some spread evenly over them are taken.
+        sources: from `list_sources`; some spread evenly over them are taken, bad ones included.
         encoder: with the job's model.
         job: names the batch size.
 
     Returns:
-        How many items were encoded, and the seconds they took; nothing was written.
+        How many sources were timed, and the seconds they took; nothing was written.
     """
-    most = (MEASURED_BATCHES + 1) * job.batch_size
-    chosen = sources[:: -(-len(sources) // most)]
-    # of a collection too small for both, what warmed up is measured as well
-    warm, timed = chosen[: job.batch_size], chosen[job.batch_size :] or chosen
-    _encode(warm, encoder, job)
-    began = time.perf_counter()
-    return _encode(timed, encoder, job), time.perf_counter() - began
-
-
-def _encode(sources: Sequence[Source], encoder: Encoder, job: Job) -> int:
-    items = gather(sources, digests(sources), encoder.recipe)
-    return sum(len(outcome.made) for _, outcome in encode_chunks([items], encoder, job))
+    parts = MEASURED_BATCHES + 1
+    chosen = sources[:: -(-len(sources) // (parts * job.batch_size))]
+    timed = [source for i, source in enumerate(chosen) if i % parts] or chosen
+    seconds = 0.0
+    for some in (chosen[::parts], timed):
+        began = time.perf_counter()
+        items = gather(some, digests(some), encoder.recipe)
+        for _ in encode_chunks([items], encoder, job):
+            seconds = time.perf_counter() - began
+    return len(timed), seconds
 
 
 def _token_bytes(config: Any, dtype: str) -> int:
