@@ -80,6 +80,20 @@ def test_an_empty_key_is_refused(pipe: Pipeline) -> None:
         create_app(pipe, api_key="")
 
 
+@pytest.mark.parametrize(("given", "status"), [("sésame", 200), ("sesame", 401)])
+def test_a_key_may_hold_any_letter(pipe: Pipeline, given: str, status: int) -> None:
+    said = list[int]()
+    headers = [(b"authorization", f"Bearer {given}".encode())]
+
+    async def send(message: dict[str, Any]) -> None:
+        if "status" in message:
+            said.append(message["status"])
+
+    scope = GET | REST | {"path": "/v1/models", "headers": headers}
+    asyncio.run(create_app(pipe, api_key="sésame")(scope, received, send))
+    assert said == [status]
+
+
 @pytest.mark.parametrize("kind", ["image_url", "video_url", "input_audio"])
 def test_a_system_message_takes_text_alone(kind: str) -> None:
     part = image(data_url(png(1))) | {"type": kind}

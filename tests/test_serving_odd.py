@@ -17,6 +17,7 @@ from mmtok.serving.recipe import load_recipe
 from mmtok.serving.shards import read_manifest, row_files
 from mmtok.serving.sources import list_sources
 from mmtok.serving.verify import verify
+from mmtok.serving.work import digests
 from tests.conftest import picture
 from tests.test_serving import run, tiny
 
@@ -114,6 +115,28 @@ def test_a_list_nested_too_deep(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("[" * 100_000)
     with pytest.raises(InputError, match="line 1: expected a JSON object"):
         list_sources(tmp_path / "a.jsonl")
+
+
+def test_a_table_whose_pages_are_damaged(tmp_path: Path) -> None:
+    """Its footer can be read, one row group cannot: an error of those items alone."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    rows = [os.urandom(500) for _ in range(4)]
+    parquet.write_table(pa.table({"image": rows}), path, row_group_size=2)
+    data = bytearray(path.read_bytes())
+    data[4:60] = b"\xff" * 56
+    path.write_bytes(data)
+    found = digests(list_sources(path))
+    assert [error is None for _, error in found] == [False, False, True, True]
+    assert "row group 0 is damaged" in str(found[0][1])
+
+
+def test_a_failed_item_is_named_once(folder: Path, tmp_path: Path) -> None:
+    (folder / "bad.png").write_bytes(b"\x89PNG nothing")
+    (line,) = run(folder, tmp_path / "out").errors
+    assert line.count("bad.png") == 1
 
 
 def test_verify_says_one_line_for_one_file_that_is_gone(folder: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def verify(
     problems = check(out)
     for line in problems:
         say(line)
-    say(f"{len(problems)} problems" if problems else "all well")
+    say(f"problems: {len(problems)}" if problems else "all well")
     if as_json:
         answer({"problems": problems})
     if problems:

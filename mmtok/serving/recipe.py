@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,16 +114,18 @@ def load_recipe(out: Path) -> Recipe:
     """
     path = out / "run.json"
     try:
-        found = Recipe(**json.loads(path.read_text(encoding="utf-8"))["recipe"])
-        for field in ("model", "revision", "reduce", "text", "dtype"):
-            if not isinstance(getattr(found, field), str):
-                raise TypeError(f"{field} is no text")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        said = "no recipe in it" if isinstance(error, LookupError) else reason(error)
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        found = whole.get("recipe") if isinstance(whole, dict) else None
+        if not isinstance(found, dict) or found.keys() != {field.name for field in fields(Recipe)}:
+            raise ValueError("no recipe, or one of another version")
+        for name in ("model", "revision", "reduce", "text", "dtype"):
+            if not isinstance(found[name], str):
+                raise ValueError(f"{name} is no text")
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: cannot be read ({said}), expected what `mmtok preprocess` wrote"
+            f"{path}: cannot be read ({reason(error)}), expected what `mmtok preprocess` wrote"
         ) from None
-    return found
+    return Recipe(**found)
 
 
 def reload(recipe: Recipe, device: str = "auto") -> LVLM:

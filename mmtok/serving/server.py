@@ -78,7 +78,7 @@ class _Desk:
 
     def check_key(self, request: Request) -> None:
         """Refuse a client without the key."""
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
         if self.api_key is not None and not secrets.compare_digest(given, self.api_key.encode()):
             raise RefusedError(401, "missing or wrong API key")
 

@@ -206,7 +206,7 @@ def _table(path: Path, column: str) -> list[Source]:
     found = []
     for group in range(table.num_row_groups):
         if paths:
-            values = table.read_row_group(group, columns=[column])[column].to_pylist()
+            values = _row_group(path, group, column).to_pylist()
             found += [Source(name, path.parent / name) for name in values if name]
             continue
         rows = table.metadata.row_group(group).num_rows
@@ -220,7 +220,13 @@ def _table(path: Path, column: str) -> list[Source]:
 @lru_cache(maxsize=4)
 def _row_group(path: Path, group: int, column: str) -> Any:
     """A column of a row group; neighbours are read one after the other while they are hashed."""
-    return _parquet(path).read_row_group(group, columns=[column])[column]
+    table = _parquet(path)
+    from pyarrow import ArrowException
+
+    try:
+        return table.read_row_group(group, columns=[column])[column]
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path}: row group {group} is damaged ({reason(error)})") from None
 
 
 def _read_cell(path: Path, group: int, row: int, column: str) -> bytes:

@@ -63,7 +63,9 @@ class Summary:
         """Count one shard."""
         self.shards += 1
         self.done += sum(row["status"] == "ok" for row in rows)
-        self.errors += [f"{row['sources'][0]}: {row['error']}" for row in rows if row["error"]]
+        for row in (row for row in rows if row["error"]):
+            name, error = row["sources"][0], str(row["error"])
+            self.errors.append(error if name in error else f"{name}: {error}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
