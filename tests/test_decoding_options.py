@@ -96,8 +96,12 @@ def test_stop_strings_and_a_time_limit_end_rows() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2"),
+        ({"num_return_sequences": 2, "do_sample": True}, "=2 .*: use 1 and repeat the prompts"),
+        ({"num_return_sequences": "x"}, "'str' and 'int'"),
         ({"num_beams": 3}, "num_beams=3"),
+        ({"num_beams": 0}, "num_beams=0"),
+        ({"generation_config": GenerationConfig(num_beams=2)}, "num_beams=2"),
+        ({"eos_token_id": "x"}, "ids of special tokens"),
         ({"return_dict_in_generate": True}, "return_dict_in_generate=True"),
         ({"output_scores": True}, "output_scores=True"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3"),
@@ -117,6 +121,16 @@ def test_what_a_loop_of_drafts_cannot_follow_is_refused(
     with pytest.raises(InputError, match=message) as caught:
         ours(prompts([5]), **({"do_sample": False} | options))
     assert "\n" not in str(caught.value)
+
+
+def test_repeated_prompts_are_several_sequences() -> None:
+    """Instead of num_return_sequences: a row draws what it draws alone."""
+    options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 8, "temperature": 2.0}
+    one = prompts([5])
+    several = {name: value.repeat_interleave(3, dim=0) for name, value in one.items()}
+    together = ours(several, **options)
+    assert torch.equal(together, torch.cat([ours(one, seed=r, **options) for r in range(3)]))
+    assert len(together.unique(dim=0)) == 3
 
 
 def test_processors_with_a_memory_are_refused() -> None:

@@ -59,7 +59,8 @@ def generate(
     at_least("--count", count)
     at_least("--scale", scale)
     quiet()
-    from mmtok.models.visual_ar import load_causal, load_visual_ar
+    from mmtok.models.causal import load_causal
+    from mmtok.models.visual_ar import load_visual_ar
     from mmtok.models.weights import pick_device
 
     painter = load_visual_ar(model, pick_device(device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 from mmtok.decoding import warp
 from mmtok.decoding.base import (
     Drafter,
-    Rows,
     StepResult,
     Verifier,
     check_pair,
@@ -56,7 +56,7 @@ class Engine:
         max_new_tokens: per row.
         eos: ids that end a row.
         stop: further reason to end a row, asked after every token with (1, L) ids.
-        measure_tv: measure the distance from the target at the root of every step.
+        measure_tv: measure the distance from the target at every node that was judged.
 
     Raises:
         InputError: the verifier would be wrong for the drafter's trees.
@@ -130,10 +130,8 @@ class Engine:
     def _judge(self, row: Row, tree: DraftTree, logits: Tensor) -> StepResult:
         logits = logits[: len(tree.tokens)]
         soft = self.sample or not self.verifier.lossless  # an exact greedy rule reads the argmax
-        probs = warp.rows(logits, tree, row.ids, row.processors, soft)
+        probs = cache(warp.rows(logits, tree, row.ids, row.processors, soft))
         verdict = self.verifier.verify(tree, probs, row.uniform)
-        if self.measure_tv and tree.children(0):
-            self._measure(tree, probs)
         emitted = []
         for token in [*tree.tokens[verdict.path].tolist(), verdict.token]:
             row.ids.append(token)
@@ -141,6 +139,10 @@ class Engine:
             if self._ends(row, token):
                 row.finished = True
                 break
+        if self.measure_tv:
+            for node, token in zip([0, *verdict.path], emitted, strict=False):
+                if tree.children(node):
+                    self._measure(tree, node, probs(node), token)
         if self.on_tokens is not None:
             self.on_tokens(emitted)
         return StepResult(tree, verdict, logits, emitted, row.finished)
@@ -150,10 +152,16 @@ class Engine:
             return True
         return self.stop is not None and self.stop(torch.tensor([row.ids]))
 
-    def _measure(self, tree: DraftTree, probs: Rows) -> None:
-        p, siblings = probs(0), tree.tokens[tree.children(0)]
-        if tree.q is None:
+    def _measure(self, tree: DraftTree, node: int, p: Tensor, emitted: int) -> None:
+        """Distance of the law of the token behind a node from the target's, where it is known.
+
+        What a greedy rule makes of chosen drafts is no matter of chance: what it emitted counts.
+        """
+        siblings = tree.tokens[tree.children(node)]
+        if tree.q is None and self.verifier.argmax:
+            self.stats.tv.append(float(emitted != int(p.argmax())))
+        elif tree.q is None:
             law = self.verifier.level(p, siblings, None).law(siblings)
-            self.stats.tv.append(float((law - self.verifier.wanted(p)).abs().sum() / 2))
+            self.stats.tv.append(float((law - p).abs().sum() / 2))
         elif len(siblings) == 1:
-            self.stats.tv.append(total_variation(self.verifier, p, tree.q[0]))
+            self.stats.tv.append(total_variation(self.verifier, p, tree.q[node]))

@@ -73,7 +73,7 @@ def generate(
         tokenizer: of the model, for `stop_strings`.
         streamer: gets the prompt and the tokens of a batch of one.
         seed: for row r seed + r, or one seed per row: a row draws the same in every batch.
-        measure_tv: measure how far the first token's law at each step is from the target's.
+        measure_tv: measure how far the law of every judged token is from the target's.
 
     Raises:
         InputError: a combination that would be wrong or is not supported.

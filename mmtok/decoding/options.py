@@ -15,7 +15,11 @@ from torch import Tensor
 
 from mmtok.errors import InputError
 
-_SINGLE = ("num_beams", "num_return_sequences", "num_beam_groups")
+_SINGLE = {
+    "num_beams": "use 1",
+    "num_beam_groups": "use 1",
+    "num_return_sequences": "use 1 and repeat the prompts, each row draws from its own seed",
+}
 _REFUSED = (
     *("return_dict_in_generate", "output_scores", "output_logits"),
     *("output_attentions", "output_hidden_states", "token_healing", "prefill_chunk_size"),
@@ -39,7 +43,7 @@ def settings(model: Any, given: Any, options: dict[str, Any], width: int) -> Any
     """
     try:
         config, unknown = model._prepare_generation_config(given, **options)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(_line(error)) from error
     if unknown:
         raise InputError(f"unknown option for generate: {', '.join(sorted(unknown))}")
@@ -57,14 +61,17 @@ def settings(model: Any, given: Any, options: dict[str, Any], width: int) -> Any
     if config.min_new_tokens is None:
         config.min_new_tokens = max((config.min_length or 0) - width, 0)
     config.min_length = None
-    model._prepare_special_tokens(config, True, device=model.device)
+    try:
+        model._prepare_special_tokens(config, True, device=model.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"ids of special tokens cannot be used: {_line(error)}") from error
     return config
 
 
 def _refuse(config: Any) -> None:
-    for name in _SINGLE:
-        if (getattr(config, name, None) or 1) > 1:
-            raise InputError(f"{name}={getattr(config, name)} is not supported with drafts: use 1")
+    for name, instead in _SINGLE.items():
+        if (given := getattr(config, name, None)) not in (None, 1):
+            raise InputError(f"{name}={given!r} is not supported with drafts: {instead}")
     for name in _REFUSED:
         if getattr(config, name, None):
             raise InputError(

@@ -23,7 +23,7 @@ class Stats:
         hits: hits[d], how often one of them was accepted.
         drafted: draft nodes given to the target.
         ms: wall time by phase: prefill, draft, score, verify, compact.
-        tv: per step and row, distance of the first judged token's law from the target's.
+        tv: per judged token, distance of its law from the target's, given the tokens before it.
     """
 
     lossless: bool

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
-from mmtok.models.zoo import DATA, embedded_generators
+from mmtok.models.causal import load_causal
 from mmtok.registry import parse_spec, unknown
 
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
     from mmtok.decoding import Drafter, Generated, Verifier
     from mmtok.tokenizers import Tokenizer
+
+_MOST_PIXELS = 2**12  # of a side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,34 @@ class Vocabulary:
         fits = all(type(x) is int and 0 <= x < 2**20 for x in whole)
         if not fits or len(shape) != 3 or not all(type(x) is str for x in names):
             raise InputError(f"{source}: the entry 'visual' of config.json cannot be read")
+        if shape[0] != 3 or not 1 <= min(shape) <= max(shape) <= _MOST_PIXELS:
+            raise InputError(
+                f"{source}: shape of 'visual' must be 3, height and width, each up to "
+                f"{_MOST_PIXELS}, got {shape}"
+            )
         return cls(**values)
+
+    def check(self, tokens: int, source: str) -> None:
+        """Hold the ids against the vocabulary of a model.
+
+        Args:
+            tokens: the model's.
+            source: of the model, for the message.
+
+        Raises:
+            InputError: one is not in it, or means two things.
+        """
+        codes = range(self.first_code, self.first_code + self.codes)
+        kinds = range(self.first_class, self.first_class + len(self.classes))
+        named = [*kinds, self.unconditional]
+        inside = codes.stop <= tokens and max(named) < tokens
+        distinct = self.unconditional not in kinds and not any(at in codes for at in named)
+        if not (codes and inside and distinct and len({*self.classes}) == len(kinds)):
+            raise InputError(
+                f"{source}: 'visual' of config.json does not fit the model's {tokens} tokens: "
+                f"{len(codes)} codes from {codes.start}, {len(kinds)} classes from {kinds.start} "
+                f"and unconditional={self.unconditional} must lie in it and differ"
+            )
 
 
 @dataclass(frozen=True)
@@ -124,9 +152,14 @@ class VisualAR:
             seed: row r draws from seed + r.
             options: further ones of `mmtok.decoding.generate`; the total variation of a lossy
                 verifier is measured unless they say otherwise.
+
+        Only codes are written, whatever else is in the vocabulary.
         """
         from mmtok.decoding import generate
+        from mmtok.decoding.options import for_prompts
+        from mmtok.decoding.visual import options as of_codes
 
+        extra = for_prompts(options.pop("logits_processor", None))
         prompts, negative = self.prompts(kinds)
         lossy = verifier is not None and not verifier.lossless
         sampling: dict[str, Any] = {"do_sample": temperature > 0, "measure_tv": lossy}
@@ -139,11 +172,18 @@ class VisualAR:
             verifier=verifier,
             guidance_scale=guidance,
             negative=negative,
-            max_new_tokens=self.tokens,
+            logits_processor=lambda prompt: [*extra(prompt), self._codes_alone],
             seed=seed,
-            **{**sampling, **options},
+            **(of_codes({**sampling, **options}) | {"max_new_tokens": self.tokens}),
         )
         return made
+
+    def _codes_alone(self, ids: Tensor, scores: Tensor) -> Tensor:
+        first = self.vocabulary.first_code
+        end = first + self.vocabulary.codes
+        only = scores.new_full(scores.shape, -float("inf"))
+        only[:, first:end] = scores[:, first:end]
+        return only
 
     def pictures(self, sequences: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) of sequences (B, 1 + tokens) that begin with a class."""
@@ -211,29 +251,6 @@ def _free(spec: str, *filled: str) -> tuple[str, dict[str, Any]]:
     return name, arguments
 
 
-def load_causal(name: str, device: torch.device | str = "cpu") -> Any:
-    """The causal language model of a folder, or one that ships, in float32.
-
-    Raises:
-        InputError: there is none, or it cannot be read.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    folder = DATA / name if (DATA / name).is_dir() else Path(name).expanduser()
-    if not name or not (folder / "config.json").is_file():
-        known = ", ".join(embedded_generators())
-        raise InputError(f"{name}: no model; expected {known} or a folder with a config.json")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise InputError(f"{name}: cannot be read as a causal language model ({line})") from None
-    return model.to(device).eval().requires_grad_(False)
-
-
 def load_visual_ar(name: str = "tiny-ar", device: torch.device | str = "cpu") -> VisualAR:
     """A visual autoregressive model and its tokenizer: one that ships, or a folder.
 
@@ -244,8 +261,21 @@ def load_visual_ar(name: str = "tiny-ar", device: torch.device | str = "cpu") ->
 
     model = load_causal(name, device)
     vocabulary = Vocabulary.read(getattr(model.config, "visual", None), name)
+    vocabulary.check(model.config.vocab_size, name)
     tokenizer = build(vocabulary.tokenizer).to(device)
-    return VisualAR(model, tokenizer, vocabulary, name)
+    if tokenizer.codebook.sizes != (vocabulary.codes,):
+        raise InputError(
+            f"{name}: {vocabulary.codes} codes, but {vocabulary.tokenizer} has a codebook of "
+            f"{' x '.join(map(str, tokenizer.codebook.sizes))}"
+        )
+    made = VisualAR(model, tokenizer, vocabulary, name)
+    places = getattr(model.config, "max_position_embeddings", made.tokens + 1)
+    if made.tokens >= places:
+        raise InputError(
+            f"{name}: a picture of {vocabulary.shape} is {made.tokens} codes behind its class, "
+            f"the model has {places} positions"
+        )
+    return made
 
 
 def _no_grad() -> Any:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmtok.models.cache_name import cache_name
-from mmtok.models.visual_ar import load_causal
+from mmtok.models.causal import load_causal
 from mmtok.training import checkpoint
 from mmtok.training.ar import GUIDANCE, TOKENS, VOCABULARY, build_model, export
 from mmtok.training.optim import Optimisers, schedule
