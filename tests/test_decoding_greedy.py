@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from mmtok.decoding import Drafter, generate
 from mmtok.decoding.drafters.aded import ADED
@@ -95,6 +96,21 @@ def test_stock_assisted_generation_is_wrong_under_guidance_and_ours_is_not() -> 
         ours_wrong += not torch.equal(ours.sequences, want)
     assert ours_wrong == 0
     assert stock_wrong >= 3
+
+
+def test_stock_guidance_keeps_what_assisted_generation_rejected() -> None:
+    """Why it is wrong: tokens the guidance has read, against those that were written."""
+    model, inputs, negative = llama(), prompts([9]), prompts([4], 100)["input_ids"]
+    read = []
+    for drafted in ({}, {"prompt_lookup_num_tokens": 5}):
+        guide = UnbatchedClassifierFreeGuidanceLogitsProcessor(2.0, model, negative)
+        made = model.generate(
+            **inputs, **GREEDY, **drafted, pad_token_id=0, logits_processor=[guide]
+        )
+        assert made.shape[1] == 9 + NEW
+        read.append(guide.unconditional_context["attention_mask"].shape[1])
+    assert read[0] == 4 + NEW - 1
+    assert read[1] > 2 * read[0]
 
 
 @pytest.mark.parametrize("name", ["recycling", "rsds", "jacobi", "bild", "aded", "rasd"])

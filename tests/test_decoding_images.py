@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
-from mmtok.decoding import generate_images, image_writer
+from mmtok.decoding import drafter_registry, generate_images, image_writer
+from mmtok.decoding.drafters.bild import BiLD
 from mmtok.decoding.drafters.draftmodel import DraftModel
+from mmtok.decoding.drafters.dyspec import DySpec
 from mmtok.decoding.drafters.jacobi import Jacobi
+from mmtok.decoding.drafters.rsdc import RSDC
 from mmtok.decoding.drafters.rsds import RSDS
+from mmtok.decoding.drafters.s2d import S2D
+from mmtok.decoding.drafters.spectr import SpecTr
 from mmtok.decoding.lossy import neighbours
 from mmtok.decoding.verifiers.lantern import Lantern
 from mmtok.errors import InputError
@@ -30,17 +36,28 @@ DRAFTERS: dict[str, Any] = {
     "earlyexit": lambda name: "earlyexit",
     "dynamicexit": lambda name: "dynamicexit(tokens=2)",
     "jacobi": lambda name: Jacobi(window=4),
-    "draftmodel": lambda name: DraftModel(model=image_writer(MODELS[name](1), **SIZE[name])),
-    "rsds": lambda name: RSDS(model=image_writer(MODELS[name](1), **SIZE[name])),
+    "draftmodel": lambda name: DraftModel(model=small(name)),
+    "rsds": lambda name: RSDS(model=small(name)),
+    "rsdc": lambda name: RSDC(model=small(name)),
+    "dyspec": lambda name: DySpec(model=small(name), budget=3),
+    "spectr": lambda name: SpecTr(model=small(name)),
+    "bild": lambda name: BiLD(model=small(name), fallback=0.0, tokens=3),
+    "s2d": lambda name: S2D(model=small(name), exits=(1,), threshold=0.1),
 }
 
 
+def small(name: str) -> Any:
+    """A draft model: another one of the family."""
+    return image_writer(MODELS[name](1), **SIZE[name])
+
+
+@cache
 def wanted(name: str, rows: tuple[int, ...], scale: float) -> torch.Tensor:
     writer = image_writer(MODELS[name](), **SIZE[name])
     return writer.grid(torch.tensor([stock_codes(name, row, scale) for row in rows]))
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("drafter", drafter_registry.names())
 @pytest.mark.parametrize("name", MODELS)
 def test_guided_images_are_those_of_the_models_own_generation(name: str, drafter: str) -> None:
     for rows in ((0,), (0, 1)):
@@ -58,10 +75,15 @@ def test_guided_images_are_those_of_the_models_own_generation(name: str, drafter
         assert got.stats.target_forwards <= want[0].numel() + want.shape[1]
 
 
-@pytest.mark.parametrize("name", ["emu3", "chameleon"])
-def test_images_without_guidance(name: str) -> None:
+@pytest.mark.parametrize("drafter", drafter_registry.names())
+@pytest.mark.parametrize("name", MODELS)
+def test_images_without_guidance(name: str, drafter: str) -> None:
     got = generate_images(
-        MODELS[name](), image_prompts(), drafter="recycling", do_sample=False, **SIZE[name]
+        MODELS[name](),
+        image_prompts(),
+        drafter=DRAFTERS[drafter](name),
+        do_sample=False,
+        **SIZE[name],
     )
     assert torch.equal(got.codes, wanted(name, (0, 1), 1.0))
 

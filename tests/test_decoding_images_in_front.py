@@ -11,11 +11,14 @@ from transformers import LogitsProcessorList
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 import mmtok
-from mmtok.decoding import generate
+from mmtok.decoding import drafter_registry, generate
+from mmtok.decoding.drafters.aded import ADED
+from mmtok.decoding.drafters.bild import BiLD
 from mmtok.decoding.drafters.draftmodel import DraftModel
 from mmtok.decoding.drafters.dyspec import DySpec
 from mmtok.decoding.drafters.rsdc import RSDC
 from mmtok.decoding.drafters.rsds import RSDS
+from mmtok.decoding.drafters.s2d import S2D
 from mmtok.decoding.drafters.spectr import SpecTr
 from mmtok.errors import InputError
 from tests.conftest import batch, tiny_model
@@ -41,6 +44,12 @@ DRAFTERS: dict[str, Any] = {
     "rsdc": lambda family: RSDC(**text_model(family)),
     "rsds": lambda family: RSDS(**text_model(family)),
     "dyspec": lambda family: DySpec(**text_model(family), budget=3),
+    "bild": lambda family: BiLD(**text_model(family), fallback=0.0, tokens=3),
+    "s2d": lambda family: S2D(**text_model(family), exits=(1,), threshold=0.1),
+    "aded": lambda family: ADED(corpus=[wanted(family, 1.0, 0)], iterations=20),
+    "rasd": lambda family: "rasd",
+    "earlyexit": lambda family: "earlyexit",
+    "dynamicexit": lambda family: "dynamicexit(prior=0.9, tokens=3)",
 }
 
 
@@ -78,7 +87,7 @@ def ours(family: str, drafter: str, scale: float, rows: tuple[int, ...], **optio
     return made.sequences[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("drafter", drafter_registry.names())
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_tokens_are_those_of_stock_generate(family: str, drafter: str) -> None:
     for scale in (1.0, 2.0):

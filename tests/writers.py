@@ -110,10 +110,13 @@ def image_prompts(rows: tuple[int, ...] = (0, 1)) -> dict[str, Tensor]:
 def stock_codes(name: str, row: int, scale: float) -> list[int]:
     """Greedy codes of one prompt by the model's own `generate`, newlines included.
 
-    Chameleon's forbids image tokens: there it is plain forwards of its decoder and head.
+    Chameleon's forbids image tokens, and Janus's fails without guidance: there it is plain forwards
+    of decoder and head.
     """
     model, inputs = MODELS[name](), image_prompts((row,))
     options: dict[str, Any] = {"do_sample": False, "guidance_scale": scale}
+    if name == "janus" and scale == 1:
+        return _plain_janus(model, inputs["input_ids"])
     if name == "janus":
         written = model.generate(**inputs, generation_mode="image", max_length=40, **options)
         return written[0].tolist()
@@ -131,6 +134,17 @@ def stock_codes(name: str, row: int, scale: float) -> list[int]:
     )
     words = written[0, -length:].tolist()
     return [CODES if word == NEWLINE else word - 10 for word in words]
+
+
+def _plain_janus(model: Any, ids: Tensor) -> list[int]:
+    out: list[int] = []
+    for _ in range(16):
+        read = [model.get_input_embeddings()(ids)]
+        if out:
+            read.append(model.prepare_embeddings_for_image_generation(torch.tensor([out])))
+        hidden = model.model.language_model(inputs_embeds=torch.cat(read, 1)).last_hidden_state
+        out.append(int(model.model.generation_head(hidden)[0, -1].argmax()))
+    return out
 
 
 def _plain_chameleon(model: Any, ids: Tensor, scale: float) -> list[int]:

@@ -33,6 +33,9 @@ class Target:
         model: anything whose forward takes input_ids, a 4-D attention mask, position_ids and
             a KV cache, and returns logits.
         guidance_scale: s in z = u + s (c - u); 1 runs without guidance.
+        drafts: places behind the model's last one become that one. A tree may reach further than
+            the row, and a model with a table of places has none there; other tokens need the
+            error.
 
     Attributes:
         forwards: calls of the model so far.
@@ -45,8 +48,11 @@ class Target:
         InputError: the model cannot take a mask, positions or a cache of ours.
     """
 
-    def __init__(self, model: Any, *, guidance_scale: float = 1.0) -> None:
+    def __init__(self, model: Any, *, guidance_scale: float = 1.0, drafts: bool = False) -> None:
         self._held = check_model(model)
+        text = model.config.get_text_config(decoder=True)
+        places = getattr(text, "max_position_embeddings", None) if drafts else None
+        self._last = None if places is None else places - 1
         self.model, self.scale, self.forwards = model, guidance_scale, 0
         self._additive = attention_of(model) == "eager"
         self.watched: tuple[int, ...] = ()
@@ -78,12 +84,14 @@ class Target:
         self.cache.check()
         if self.model._supports_logits_to_keep():
             full = {**full, "logits_to_keep": 1}
+        places = full["position_ids"]
+        full = {**full, "position_ids": self._within(places)}
         out = self.model(**full, **{self._held: self.cache.stock}, use_cache=True)
         self.forwards += 1
         self.cache.check(filled=True)
         self.length = mask.long().sum(1)
         # (..., B): M-RoPE has planes, each of which goes on from where it is
-        self.ahead = full["position_ids"][..., -1] + 1 - self.length
+        self.ahead = places[..., -1] + 1 - self.length
         return self.guide(out.logits[:, -1:])[:, 0]
 
     def score(self, trees: list[DraftTree]) -> Tensor:
@@ -122,13 +130,16 @@ class Target:
             out = self.model(
                 input_ids=tokens,
                 attention_mask=mask,
-                position_ids=positions,
+                position_ids=self._within(positions),
                 use_cache=True,
                 **{self._held: self.cache.stock},
             )
         self.forwards += 1
         self.cache.tail += tokens.shape[1]
         return self.guide(out.logits)
+
+    def _within(self, places: Tensor) -> Tensor:
+        return places if self._last is None else places.clamp(max=self._last)
 
     def commit(self, kept: list[list[int]]) -> None:
         """Keep these tail nodes of each row, roll the other ones back."""
