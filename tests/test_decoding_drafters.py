@@ -248,3 +248,21 @@ def test_rollback_keeps_what_greedy_decoding_rejects() -> None:
     assert not torch.equal(runs[2].sequences, runs[0].sequences)
     assert (runs[2].stats.mean_tv or 0) > 0
     assert not runs[2].stats.lossless
+
+
+def test_the_distance_of_rollback_is_the_share_of_judged_tokens_that_are_not_the_argmax() -> None:
+    made = generate(
+        llama(),
+        prompts([9]),
+        drafter=BiLD(model=near(noise=0.1), fallback=0.0, tokens=4),
+        verifier="rollback(tau=50)",
+        do_sample=False,
+        max_new_tokens=24,
+        measure_tv=True,
+    )
+    ids, stats = made.sequences, made.stats
+    with torch.no_grad():
+        best = llama()(ids).logits[0, 8:-1].argmax(-1)
+    wrong = int((best != ids[0, 9:]).sum())
+    assert sum(stats.tv) == wrong > 1  # what was not judged is the argmax
+    assert len(stats.tv) == sum(stats.tried) > stats.row_steps

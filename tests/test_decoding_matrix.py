@@ -111,15 +111,17 @@ DRAFTERS: dict[str, Callable[[str], Any]] = {
     "dynamicexit": lambda name: "dynamicexit(prior=0.9)",
     "draftmodel": lambda name: DraftModel(model=similar(name)),
     "bild": lambda name: BiLD(model=similar(name), fallback=0.3),
-    "s2d": lambda name: S2D(model=similar(name), exits=(1,), threshold=0.6),
+    "s2d": lambda name: S2D(
+        model=similar("llama" if name in NO_EXITS else name), exits=(1,), threshold=0.6
+    ),
     "rsdc": lambda name: RSDC(model=similar(name)),
     "rsds": lambda name: RSDS(model=similar(name)),
     "dyspec": lambda name: DySpec(model=similar(name)),
     "spectr": lambda name: SpecTr(model=similar(name)),
     "jacobi": lambda name: "jacobi(window=4)",
 }
-NEEDS_EXITS = ("earlyexit", "dynamicexit", "s2d")
-PAIRS = [(m, d) for m in MODELS for d in DRAFTERS if m not in NO_EXITS or d not in NEEDS_EXITS]
+EXITS = ("earlyexit", "dynamicexit")
+PAIRS = [(m, d) for m in MODELS for d in DRAFTERS if m not in NO_EXITS or d not in EXITS]
 
 
 def ours(name: str, drafter: str, rows: int, **options: Any) -> Any:

@@ -163,5 +163,7 @@ def total_variation(verifier: Verifier, p: Tensor, q: Tensor) -> float:
     """
     law = torch.zeros_like(p)
     for token in q.nonzero():
-        law += q[token] * verifier.level(p, token, q).law(token)
+        accept, rest = verifier.level(p, token, q)
+        law[token] += q[token] * accept
+        law += q[token] * (1 - accept) * rest
     return float((law - verifier.wanted(p)).abs().sum() / 2)

@@ -140,9 +140,10 @@ class Engine:
                 row.finished = True
                 break
         if self.measure_tv:
-            for node, token in zip([0, *verdict.path], emitted, strict=False):
-                if tree.children(node):
-                    self._measure(tree, node, probs(node), token)
+            with self.stats.timed("measure"):
+                for node, token in zip([0, *verdict.path], emitted, strict=False):
+                    if tree.children(node):
+                        self._measure(tree, node, probs(node), token)
         if self.on_tokens is not None:
             self.on_tokens(emitted)
         return StepResult(tree, verdict, logits, emitted, row.finished)

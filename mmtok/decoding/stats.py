@@ -22,7 +22,8 @@ class Stats:
         tried: tried[d], how often a draft at depth d + 1 was judged.
         hits: hits[d], how often one of them was accepted.
         drafted: draft nodes given to the target.
-        ms: wall time by phase: prefill, draft, score, verify, compact.
+        ms: wall time by phase: prefill, draft, score, verify, compact; and measure, what the
+            measured distances took of verify.
         tv: per judged token, distance of its law from the target's, given the tokens before it.
     """
 
