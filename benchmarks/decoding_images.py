@@ -1,248 +1,226 @@
-"""Drafters and verifiers on tiny-ar, guidance on: forwards, wall time, exactness, picture quality.
-
-    python benchmarks/decoding_images.py [--pictures 20] [--quality 500]
-
-All sides draw the same classes with the same seeds in one process, picture by picture in turns, one
-picture at a time. Plain decoding and assisted generation are transformers' own.
-"""
+"""tiny-ar with drafts, guidance on: the part of `decoding.py` about pictures."""
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from card import card, markdown, save
-from picture_quality import LOSSY, MODEL_DRAFT, Bare, mean, quality, quality_text
+from drafting import (
+    PLAIN,
+    Found,
+    Method,
+    Output,
+    Runner,
+    best,
+    measured,
+    same,
+    table,
+    variation,
+)
+from picture_quality import MODEL_DRAFT, Bare, quality_section, zipped
 
-from mmtok.cli.output import quiet
-from mmtok.models.visual_ar import VisualAR, load_causal, load_visual_ar
+from mmtok.decoding import drafter_registry
+from mmtok.decoding.layers import depth_of
+from mmtok.models.visual_ar import VisualAR, load_visual_ar
+from mmtok.registry import parse_spec
 
-EXACT = [
+GUIDANCE = 1.5
+ASSISTED, LOOKUP = "assisted, same draft model", "assisted, prompt lookup"
+NONE, ZIPAR = "none", "ZipAR"
+SMALL_TREE = "recycling(children=(3, 2, 1, 0, 1))"
+LEARNT = 100  # pictures of the target's that `aded` and `rasd` have read
+WINDOWS = (2, 4)  # of ZipAR
+Pairs = Sequence[tuple[str, str]]
+SAMPLED: Pairs = (
+    (NONE, "deterministic"),
     ("lookup", "deterministic"),
     ("recycling", "deterministic"),
+    (SMALL_TREE, "deterministic"),
+    ("aded", "deterministic"),
+    ("rasd(base='lookup')", "deterministic"),
+    ("earlyexit(exit=3, temperature=1)", "chain"),
+    ("dynamicexit", "deterministic"),
     ("jacobi(coupled=False)", "chain"),
     ("jacobi", "chain"),
     ("draftmodel(tokens=3)", "chain"),
     (MODEL_DRAFT, "chain"),
     ("draftmodel(tokens=8)", "chain"),
     (MODEL_DRAFT, "deterministic"),
+    ("bild", "deterministic"),
     ("rsdc(branching=(3, 2, 1, 1, 1))", "recursive"),
     ("rsds", "recursive"),
     ("dyspec", "recursive"),
     ("spectr", "kseq"),
-]
-GREEDY = [
+)
+ARGMAX = "draftmodel(tokens=5, temperature=0)"
+GREEDY: Pairs = (
+    (NONE, "greedy"),
     ("lookup", "greedy"),
     ("recycling", "greedy"),
+    (SMALL_TREE, "greedy"),
+    ("aded", "greedy"),
+    ("rasd(base='lookup')", "greedy"),
+    ("earlyexit(exit=3)", "greedy"),
+    ("dynamicexit", "greedy"),
     ("jacobi", "greedy"),
-    ("draftmodel(tokens=5, temperature=0)", "greedy"),
+    (ARGMAX, "greedy"),
+    ("bild", "greedy"),
     ("rsdc(branching=(3, 2, 1, 1, 1), temperature=0)", "greedy"),
-    ("draftmodel(tokens=5, temperature=0)", "rollback"),
-]
+    (ARGMAX, "rollback"),
+    ("bild", "rollback"),
+    (ARGMAX, "lanterngreedy"),
+)
 
 
-@dataclass
-class Side:
-    """One way to draw a picture: (kind, seed) to (ids, accepted a forward or None)."""
-
-    drafter: str
-    verifier: str
-    draw: Callable[[str, int], tuple[torch.Tensor, float | None]]
-    lossless: bool = True
-    ms: list[float] = field(default_factory=list)
-    forwards: list[int] = field(default_factory=list)
-    accepted: list[float | None] = field(default_factory=list)
-    outputs: list[list[int]] = field(default_factory=list)
-    peak_mib: float = 0.0
+def drafter(painter: VisualAR, spec: str, corpus: list[list[int]]) -> Any:
+    """The drafter of a spec, a corpus in it where it takes one."""
+    name, arguments = parse_spec(spec)
+    if name == NONE:
+        return Bare()
+    if name in ("aded", "rasd"):
+        return drafter_registry.make(name, {**arguments, "corpus": corpus})
+    return painter.drafter(spec)
 
 
-def ours(painter: VisualAR, drafter: str, rule: str, scale: float, temperature: float) -> Side:
-    drafts: Any = Bare() if drafter == "none" else painter.drafter(drafter)
+def ours(
+    painter: VisualAR, spec: str, rule: str, corpus: list[list[int]], temperature: float
+) -> Method:
+    """A drafter, which keeps from picture to picture what it learns, and a verifier."""
     judge = painter.verifier(rule)
+    options: dict[str, Any] = {"guidance": GUIDANCE, "temperature": temperature}
 
-    def draw(kind: str, seed: int) -> tuple[torch.Tensor, float | None]:
-        made = painter.generate(
-            [kind],
-            drafts,
-            judge,
-            guidance=scale,
-            temperature=temperature,
-            seed=seed,
-            measure_tv=False,
-        )
-        return made.sequences, made.stats.accepted_per_step
+    def make() -> Runner:
+        drafts = drafter(painter, spec, corpus)
 
-    return Side(drafter, rule, draw, judge.lossless)
+        def run(kind: str, seed: int, law: bool) -> Output:
+            made = painter.generate([kind], drafts, judge, seed=seed, measure_tv=law, **options)
+            return Output(made.sequences[0, 1:].tolist(), made.stats.target_forwards, made.stats.tv)
+
+        return run
+
+    return Method(spec, rule, judge.lossless, make)
 
 
-def stock(painter: VisualAR, name: str, scale: float, temperature: float, **options: Any) -> Side:
-    def draw(kind: str, seed: int) -> tuple[torch.Tensor, float | None]:
+def stock(painter: VisualAR, name: str, temperature: float, **options: Any) -> Method:
+    """What transformers does by itself: the conditional row and the other one, one by one."""
+
+    def run(kind: str, seed: int, law: bool) -> Output:
         prompts, negative = painter.prompts([kind])
         torch.manual_seed(seed)
         made = painter.model.generate(
             **prompts,
             attention_mask=torch.ones_like(prompts["input_ids"]),
             do_sample=temperature > 0,
-            guidance_scale=scale,
+            guidance_scale=GUIDANCE,
             negative_prompt_ids=negative["input_ids"],
             max_new_tokens=painter.tokens,
             **options,
         )
-        return made, None
+        return Output(made[0, 1:].tolist())
 
-    return Side(name, "transformers", draw)
+    return Method(name, "", name == PLAIN, lambda: run, calls=2)
 
 
-def baselines(painter: VisualAR, draft: Any, scale: float, temperature: float) -> list[Side]:
-    rule = "deterministic" if temperature else "greedy"
+def wavefront(painter: VisualAR, window: int, temperature: float) -> Method:
+    """ZipAR, which has neither drafter nor verifier."""
+
+    _, width = painter.tokenizer.grid(painter.vocabulary.shape)
+
+    def run(kind: str, seed: int, law: bool) -> Output:
+        codes, forwards = zipped(painter, [kind], window, GUIDANCE, seed, temperature)
+        return Output(codes[0].tolist(), forwards)
+
+    return Method(ZIPAR, f"window {window} of {width}", False, lambda: run)
+
+
+def ways(painter: VisualAR, temperature: float, corpus: list[list[int]]) -> list[Method]:
+    """Every way to decode, transformers' own first."""
+    draft = painter.drafter(MODEL_DRAFT).model  # type: ignore[attr-defined]
+    of_stock = partial(stock, painter, temperature=temperature)
+    pairs = SAMPLED if temperature else GREEDY
     return [
-        stock(painter, "plain generate", scale, temperature),
-        stock(painter, "assisted, same draft model", scale, temperature, assistant_model=draft),
-        stock(painter, "assisted, prompt lookup", scale, temperature, prompt_lookup_num_tokens=5),
-        ours(painter, "none", rule, scale, temperature),
+        of_stock(PLAIN),
+        of_stock(ASSISTED, assistant_model=draft),
+        of_stock(LOOKUP, prompt_lookup_num_tokens=5),
+        *(ours(painter, spec, rule, corpus, temperature) for spec, rule in pairs),
+        *(wavefront(painter, window, temperature) for window in WINDOWS),
     ]
 
 
-def run(painter: VisualAR, sides: list[Side], pictures: int) -> None:
-    """Draw the pictures with every side in turn, after some that do not count."""
-    calls = [0]
-
-    def count(module: Any, arguments: Any) -> None:
-        calls[0] += 1
-
-    hook = painter.model.register_forward_pre_hook(count)
-    kinds = painter.vocabulary.classes
-    try:
-        for side in sides:
-            side.peak_mib = peak(side, kinds[0])
-        for side in sides[:4]:  # the first calls of all import and allocate
-            side.draw(kinds[0], pictures)
-        for seed in range(pictures):
-            for side in sides:
-                calls[0], began = 0, time.perf_counter()
-                ids, accepted = side.draw(kinds[seed % len(kinds)], seed)
-                side.ms.append(1000 * (time.perf_counter() - began))
-                side.forwards.append(calls[0])
-                side.accepted.append(accepted)
-                side.outputs.append(ids[0].tolist())
-    finally:
-        hook.remove()
+def said(method: Method, found: Found, kinds: list[str], greedy: bool, wrong: set[str]) -> str:
+    """Whether the output is the target's."""
+    words = ["exact" if method.lossless else "lossy"]
+    if not method.ours and method.name in wrong:
+        words = ["wrong" if greedy else "wrong, see greedy"]
+    if greedy:
+        words.append(same(found, method))
+    if method.ours and not method.lossless:
+        far = None if method.drafter == ZIPAR else variation(method, kinds)
+        words.append(f"TV {far}" if far else "TV not measured")
+    return ", ".join(words)
 
 
-def peak(side: Side, kind: str) -> float:
-    """MiB by which one picture raises the resident memory of a process of its own."""
-    context = multiprocessing.get_context("fork")
-    ours_end, theirs = context.Pipe()
-
-    def child() -> None:
-        before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")
-        side.draw(kind, 0)
-        theirs.send(_resident("VmHWM") - before)
-        os._exit(0)
-
-    process = context.Process(target=child)
-    process.start()
-    found = ours_end.recv() if ours_end.poll(120) else float("nan")
-    process.join()
-    return float(found)
+def changed(found: Found) -> set[str]:
+    """The names of transformers' own ways with drafts that do not give its plain output."""
+    plain = [run.new for run in found[PLAIN]]
+    return {name for name in (ASSISTED, LOOKUP) if [run.new for run in found[name]] != plain}
 
 
-def _resident(name: str) -> float:
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith(name)).split()[1]) / 1024
+def part(
+    painter: VisualAR,
+    kinds: list[str],
+    corpus: list[list[int]],
+    temperature: float,
+    wrong: set[str],
+) -> str:
+    """The table of one way to choose codes; `wrong` is filled in when greedy."""
+    methods, greedy = ways(painter, temperature, corpus), not temperature
+    words = "pictures, greedy" if greedy else "pictures, sampling"
+    found = measured(painter.model, kinds, methods, words)
+    if greedy:
+        wrong |= changed(found)
+    outputs = {m.name: said(m, found, kinds, greedy, wrong) for m in methods}
+    shown = table(methods, found, {"": [True] * len(kinds)}, outputs, kinds[0])
+    return f"{shown}\n{best(methods, found, [True] * len(kinds), 'all pictures')}"
 
 
-def table(painter: VisualAR, sides: list[Side], greedy: bool) -> str:
-    """One row a side; ratios above 1 are better."""
-    plain, assisted = sum(sides[0].ms), sum(sides[1].ms)
-    head = ["drafter", "verifier", "accepted", "forwards", "fewer", "ms", "x plain", "x assisted"]
-    rows = [[*head, "peak MiB", "same as plain" if greedy else "law"]]
-    for side in sides:
-        pairs = mean(side.forwards) / (2 if side.verifier == "transformers" else 1)
-        took = sum(side.ms)
-        law = "exact" if side.lossless else "lossy"
-        if side.verifier == "transformers" and side is not sides[0]:
-            law = "wrong under guidance"
-        kept = "" if side.lossless else ", lossy"
-        same = sum(a == b for a, b in zip(side.outputs, sides[0].outputs, strict=True))
-        rows.append(
-            [
-                f"`{side.drafter}`" if side.verifier != "transformers" else side.drafter,
-                side.verifier,
-                "" if side.accepted[0] is None else f"{mean(side.accepted):.2f}",
-                f"{pairs:.1f}",
-                f"{painter.tokens / pairs:.2f}",
-                f"{mean(side.ms):.0f}",
-                f"{plain / took:.2f}",
-                f"{assisted / took:.2f}",
-                f"{side.peak_mib:.1f}",
-                f"{same} of {len(side.outputs)}{kept}" if greedy else law,
-            ]
-        )
-    return markdown(rows)
-
-
-def explained(scale: float, pictures: int) -> str:
-    return (
-        f"tiny-ar draws 64 codes a picture under guidance of {scale}; {pictures} pictures a side, "
-        "classes in turn, one picture at a time. *accepted*: draft tokens accepted a target "
-        "forward, without the one token that every forward gives. *forwards*: of the target, a "
-        "guided pair of rows counted once; transformers runs the two rows one after the other, so "
-        "its calls are halved. "
-        "*fewer*: 64 over that. *x plain* and *x assisted*: wall time of transformers' plain "
-        "`generate` and of its assisted generation with the same draft model over this side's. "
-        "*peak*: by how much one picture raises the memory of a process. Drafter `none` is our "
-        "engine without drafts. Rules marked exact are tested as such by enumeration and "
-        "chi-square (`tests/test_decoding_rules.py`, `tests/test_decoding_law.py`).\n\n"
+def explained(painter: VisualAR) -> str:
+    """What stands where, and what does not."""
+    draft = painter.drafter(MODEL_DRAFT).model  # type: ignore[attr-defined]
+    depth, deep = depth_of(draft), depth_of(painter.model)
+    ran = {spec.split("(")[0] for spec, _ in (*SAMPLED, *GREEDY)}
+    absent = [name for name in drafter_registry.names() if name not in ran]
+    text = (
+        f"tiny-ar, {deep} layers, draws {painter.tokens} codes a picture under guidance of "
+        f"{GUIDANCE}; its draft model has {depth}. A guided pair of rows is one forward; "
+        "transformers runs the two one after the other, so its calls are halved. Drafter "
+        f"`{NONE}` is our engine without drafts. `aded` and `rasd` have read {LEARNT} pictures "
+        "that tiny-ar drew before. tiny-ar was not trained to exit early. ZipAR has no drafts, and "
+        "no rule whose law could be measured; *accepted* is codes per forward less one. Not "
+        "here:\n\n"
     )
+    why = {"s2d": f"it stops at layers inside the draft model, which has {depth}"}
+    return text + "".join(f"- `{name}`: {why.get(name, 'not run')}.\n" for name in absent)
 
 
-def best(painter: VisualAR, sides: list[Side]) -> str:
-    mine = [s for s in sides if s.verifier != "transformers" and s.lossless]
-    fewest, fastest = min(mine, key=lambda s: mean(s.forwards)), min(mine, key=lambda s: sum(s.ms))
-    ratio = painter.tokens / mean(fewest.forwards)
-    wall = sum(sides[0].ms) / sum(fastest.ms)
-    bare = next(s for s in mine if s.drafter == "none")
+def section(args: Namespace) -> str:
+    """Markdown: greedy decoding, sampling, and what lossy rules do to pictures."""
+    painter = load_visual_ar("tiny-ar")
+    known = painter.vocabulary.classes
+    learnt = [known[i % len(known)] for i in range(LEARNT)]
+    corpus = painter.generate(learnt, Bare(), guidance=GUIDANCE, seed=50_000).sequences.tolist()
+    kinds = [known[i % len(known)] for i in range(args.pictures)]
+    wrong: set[str] = set()
+    once = list(dict.fromkeys(kinds))
+    greedy = part(painter, once, corpus, 0.0, wrong)
+    sampled = part(painter, kinds, corpus, 1.0, wrong)
     return (
-        f"\nFewest forwards among exact sides: `{fewest.drafter}`, {ratio:.2f} times fewer than "
-        f"plain decoding. Fastest: `{fastest.drafter}`, {wall:.2f} times the speed of plain "
-        f"`generate` and {sum(bare.ms) / sum(fastest.ms):.2f} times that of the engine without "
-        "drafts.\n\n"
+        f"## Pictures: tiny-ar\n\n{explained(painter)}\n"
+        f"### Pictures, greedy\n\n{len(once)} pictures, one a class: greedy decoding draws no "
+        f"second.\n\n{greedy}\n"
+        f"### Pictures, sampling at temperature 1\n\n{len(kinds)} pictures, classes in turn.\n\n"
+        f"{sampled}\n{quality_section(painter, GUIDANCE, args.quality, kinds, WINDOWS)}"
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=20)
-    parser.add_argument("--quality", type=int, default=500)
-    parser.add_argument("--guidance", type=float, default=1.5)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    quiet()
-    painter, draft = load_visual_ar("tiny-ar"), load_causal("tiny-ar-draft")
-    parts = []
-    for name, pairs, temperature in (("Sampling", EXACT, 1.0), ("Greedy", GREEDY, 0.0)):
-        sides = baselines(painter, draft, args.guidance, temperature)
-        sides += [ours(painter, d, v, args.guidance, temperature) for d, v in pairs]
-        run(painter, sides, args.pictures)
-        shown = table(painter, sides, greedy=not temperature)
-        print(shown, flush=True)
-        parts.append(f"## {name}\n\n{shown}{best(painter, sides)}")
-    found = []
-    for rule in ("plain", "chain", *LOSSY):
-        found.append(quality(painter, rule, args.guidance, args.quality))
-        print(found[-1], flush=True)
-    text = card("Decoding pictures with drafts") + explained(args.guidance, args.pictures)
-    save("decoding_images.md", text + "".join(parts) + quality_text(found, args.quality))
-
-
-if __name__ == "__main__":
-    main()

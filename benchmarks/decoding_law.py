@@ -2,8 +2,8 @@
 
     python benchmarks/decoding_law.py
 
-Writes docs/results/decoding_law.md. Pairs, seeds and thresholds stand in tests/laws.py and were
-fixed before the first run.
+Writes docs/results/decoding_law.md. Pairs, seeds and thresholds stand in tests/laws.py, which says
+what was fixed before the first look and what was changed after it.
 """
 
 from __future__ import annotations
@@ -90,9 +90,11 @@ def main() -> None:
         f"{laws.SCALE:g}, temperature {laws.TEMPERATURE:g}, top-k {laws.TOP_K} and an end of "
         "sequence, in batches whose rows accept different numbers of drafts. Counts of all "
         "sequences against their probabilities by plain forwards; cells with an expectation below "
-        f"5 are joined. z = (chi2 - dof) / sqrt(2 dof). Fixed before the first run: seeds 0 to "
-        f"runs - 1, |z| < {laws.EXACT:g} is exact, z > {laws.CAUGHT:g} is caught. Canaries are "
-        "rules or drafters with a known bias.\n\n" + markdown(engine) + "\n## Rules, enumerated\n\n"
+        f"5 are joined. z = (chi2 - dof) / sqrt(2 dof). Seeds are 0 to runs - 1. The "
+        f"thresholds were fixed before the first look and have stayed: |z| < {laws.EXACT:g} is "
+        f"exact, z > {laws.CAUGHT:g} is caught. After it the draft model was made to disagree more "
+        "and two canaries stronger, which had been too weak to be seen. Canaries are rules or "
+        "drafters with a known bias.\n\n" + markdown(engine) + "\n## Rules, enumerated\n\n"
         "Every tuple of siblings and every way to accept or reject it, in float64: vocabularies of "
         "4 to 8, random p and q, a quarter with zeros, a tenth with p = q, a tenth with a q far "
         "too sure of itself. Threshold 1e-12.\n\n" + markdown(rule),

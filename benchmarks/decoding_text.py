@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,21 @@ import smollm2
 import torch
 from drafting import (
     PLAIN,
-    STOCK,
-    Found,
-    Inputs,
     Method,
-    Pairs,
+    Output,
+    Runner,
+    best,
     measured,
-    ours,
-    stock,
+    same,
     table,
     variation,
 )
 
+from mmtok.decoding import drafter_registry, generate, verifier_registry
+
+Pairs = Sequence[tuple[str, str]]
 PROMPTS = Path(__file__).with_name("prompts.json")
+STOCK = "transformers' prompt lookup"
 COPYING = ("edit", "repeat", "extract")
 AS_STOCK = "lookup(tokens=10, first=10, ngram=2, shortest=1, first_match=True)"
 SMALL_TREE = "recycling(children=(3, 2, 1, 0, 1))"
@@ -39,12 +43,10 @@ SAMPLED = (
     ("lookup", "deterministic"),
     (SMALL_TREE, "deterministic"),
     ("jacobi(window=7, top_k=50)", "chain"),
-    ("jacobi(window=7, top_k=50)", "recursive"),
     ("lookup", "typical"),
 )
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
-SAMPLED_PROMPTS = 2  # of each kind
-JUDGED_PROMPTS = 1  # of each kind, for the total variation
+JUDGED_PROMPTS = 3  # of each kind, for the total variation
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Prompt:
     """A question, and what sort it is."""
 
     kind: str
-    inputs: Inputs
+    inputs: dict[str, Any]
 
 
 def prompts(tokenizer: Any, limit: int | None) -> list[Prompt]:
@@ -81,56 +83,88 @@ def groups(asked: list[Prompt]) -> dict[str, list[bool]]:
     return copying | {name: [p.kind == name for p in asked] for name in names}
 
 
-def said(model: Any, found: Found, method: Method, judged: list[Prompt], options: Any) -> str:
-    """Whether the output is the target's: by rule, by its tokens, and by measured distance."""
-    words = ["exact" if method.lossless else "lossy"]
-    if not options["do_sample"]:
-        pairs = list(zip(found[method.name], found[PLAIN], strict=True))
-        words.append(f"{sum(a.new == b.new for a, b in pairs)} of {len(pairs)} the same")
-    if method.verifier:
-        inputs = [prompt.inputs for prompt in judged]
-        far = variation(model, method.drafter, method.verifier, inputs, **options)
-        words.append("TV not measured" if far is None else f"TV {far:.1g}")
-    return ", ".join(words)
+def stock(model: Any, name: str, **options: Any) -> Method:
+    """What transformers does by itself."""
+
+    def run(inputs: dict[str, Any], seed: int, law: bool) -> Output:
+        torch.manual_seed(seed)
+        made = model.generate(**inputs, **options)
+        return Output(made[0, inputs["input_ids"].shape[1] :].tolist())
+
+    return Method(name, "", True, lambda: run)
 
 
-def part(
-    model: Any, asked: list[Prompt], pairs: Pairs, options: dict[str, Any], judged: list[Prompt]
-) -> str:
+def ours(model: Any, drafter: str, verifier: str, **options: Any) -> Method:
+    """A drafter, which keeps from run to run what it learns, and a verifier."""
+    rule = verifier_registry.build(verifier)
+
+    def make() -> Runner:
+        made = drafter_registry.build(drafter)
+
+        def run(inputs: dict[str, Any], seed: int, law: bool) -> Output:
+            given = {"seed": seed, "measure_tv": law, **options}
+            out = generate(model, inputs, drafter=made, verifier=rule, **given)
+            new = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+            return Output(new, out.stats.target_forwards, out.stats.tv)
+
+        return run
+
+    return Method(drafter, verifier, rule.lossless, make)
+
+
+def part(model: Any, asked: list[Prompt], pairs: Pairs, options: dict[str, Any]) -> str:
     """The table of one way to choose tokens."""
     methods = [
         stock(model, PLAIN, **options),
         stock(model, STOCK, prompt_lookup_num_tokens=10, **options),
         *(ours(model, drafter, verifier, **options) for drafter, verifier in pairs),
     ]
-    words = "sampling" if options["do_sample"] else "greedy"
-    found = measured(model, [p.inputs for p in asked], methods, words)
-    exact = {m.name: said(model, found, m, judged, options) for m in methods}
+    greedy = not options["do_sample"]
+    found = measured(model, [p.inputs for p in asked], methods, "greedy" if greedy else "sampling")
+    judged = [prompt.inputs for prompt in first_of_each(asked, JUDGED_PROMPTS)]
+    outputs = {}
+    for method in methods:
+        words = ["exact" if method.lossless else "lossy"]
+        words += [same(found, method)] if greedy else []
+        words += [] if method.lossless else [f"TV {variation(method, judged) or 'not measured'}"]
+        outputs[method.name] = ", ".join(words)
     longest = max((p.inputs for p in asked), key=lambda x: x["input_ids"].shape[1])
-    return table(methods, found, groups(asked), exact, longest)
+    columns = groups(asked)
+    shown = table(methods, found, columns, outputs, longest)
+    return f"{shown}\n{best(methods, found, columns['copying'], 'where output copies input')}"
 
 
-def section(limit: int | None, tokens: int) -> str:
+def absent() -> str:
+    """The drafters that are in no table, in words."""
+    ran = {drafter.split("(")[0] for drafter, _ in (*GREEDY, *SAMPLED)}
+    models, others = [], []
+    for name in drafter_registry.names():
+        if name not in ran:
+            wants = "model" in {field.name for field in fields(drafter_registry.get(name))}
+            (models if wants else others).append(f"`{name}`")
+    return (
+        f"Not here: {', '.join(models)}, which need a smaller model of the same vocabulary; "
+        f"{', '.join(others)}, left out for time, which stand among the pictures below."
+    )
+
+
+def section(args: Namespace) -> str:
     """Markdown: greedy decoding and sampling."""
     model, tokenizer = smollm2.load()
-    asked = prompts(tokenizer, limit)
-    some, judged = (first_of_each(asked, n) for n in (SAMPLED_PROMPTS, JUDGED_PROMPTS))
+    asked = prompts(tokenizer, args.limit)
     kinds = [p.kind for p in asked]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    options = {"max_new_tokens": tokens}
-    greedy = part(model, asked, GREEDY, options | {"do_sample": False}, judged)
-    sampled = part(model, some, SAMPLED, options | SAMPLING, judged)
+    greedy = part(model, asked, GREEDY, {"max_new_tokens": args.tokens, "do_sample": False})
+    options = {"max_new_tokens": args.sampled_tokens, **SAMPLING}
+    sampled = part(model, asked, SAMPLED, options)
     return (
-        f"## SmolLM2-135M-Instruct, float32\n\n{len(asked)} prompts ({counts}) of "
-        f"`benchmarks/prompts.json`, up to {tokens} new tokens, batch 1, "
-        f"{torch.get_num_threads()} threads; copying: edit, repeat and extract. Speeds are medians "
-        "over prompts of the time per token, prefill included, against plain `model.generate` and "
-        "transformers' own prompt lookup on the same prompt in the same run. Accepted per forward: "
-        "tokens per call of the model less one, the call that reads the prompt included. TV: mean "
-        "total variation between the law of a step's first token and the model's own, in runs of "
-        "their own on one prompt of each kind, not where drafts are drawn. Peak: above the "
-        "loaded model, on the longest prompt. The defaults of `lookup` were chosen on the greedy "
-        f"outputs of these prompts.\n\n### Greedy\n\n{greedy}\n"
-        f"### Sampling, temperature 0.7, top_p 0.9\n\n{len(some)} prompts; every method draws its "
-        f"own text, so ratios are noisier than above.\n\n{sampled}"
+        f"## Text: SmolLM2-135M-Instruct\n\n{len(asked)} prompts ({counts}) of "
+        f"`benchmarks/prompts.json`; copying: edit, repeat and extract. TV on up to "
+        f"{JUDGED_PROMPTS} prompts of each kind. The defaults of `lookup` were chosen on the "
+        f"greedy outputs of these prompts. {absent()}\n\n"
+        f"### Text, greedy, up to {args.tokens} new tokens\n\n{greedy}\n"
+        f"### Text, sampling at temperature {SAMPLING['temperature']}, top_p {SAMPLING['top_p']}, "
+        f"up to {args.sampled_tokens} new tokens\n\n"
+        "Fewer tokens and drafters than above, for time. Every method draws its own text, so "
+        f"ratios are noisier.\n\n{sampled}"
     )

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import torch
 from card import markdown
-from torch import Tensor
 
 from mmtok.accounting.timing import StageTimer
-from mmtok.decoding import drafter_registry, generate, verifier_registry
 
-PLAIN, STOCK = "plain", "transformers' prompt lookup"
-Inputs = dict[str, Tensor]
-Pairs = Sequence[tuple[str, str]]
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a way to decode gives.
+
+    Attributes:
+        new: tokens behind the prompt, the end of the sequence included.
+        forwards: of the target; None: as many as it was called.
+        tv: where asked for, per step, the distance of its first token's law from the target's.
+    """
+
+    new: list[int]
+    forwards: int | None = None
+    tv: list[float] = field(default_factory=list)
+
+
+Runner = Callable[[Any, int, bool], Output]
 
 
 @dataclass(frozen=True)
@@ -28,33 +42,34 @@ class Method:
     """A way to decode.
 
     Attributes:
-        lossless: the output has the target's distribution.
-        run: from inputs of one row and a seed to sequences.
+        verifier: empty where there is none, as in what transformers does by itself.
+        lossless: the output has the target's distribution, by rule.
+        make: a fresh runner, from an input, a seed and whether to measure the law to an output.
+        calls: of the target for one forward; two where guidance runs its rows one by one.
     """
 
     drafter: str
     verifier: str
     lossless: bool
-    run: Callable[[Inputs, int], Tensor]
+    make: Callable[[], Runner]
+    calls: int = 1
 
     @property
     def name(self) -> str:
         return f"{self.drafter} {self.verifier}".strip()
 
+    @property
+    def ours(self) -> bool:
+        return bool(self.verifier)
+
 
 @dataclass(frozen=True)
 class Run:
-    """One output.
-
-    Attributes:
-        new: tokens behind the prompt, the end of the sequence included.
-        ms: wall time, prefill included.
-        forwards: calls of the model.
-    """
+    """One output: its tokens, its wall time with the prefill, and calls of the target."""
 
     new: list[int]
     ms: float
-    forwards: int
+    forwards: float
 
     @property
     def ms_per_token(self) -> float:
@@ -62,26 +77,6 @@ class Run:
 
 
 Found = dict[str, list[Run]]
-
-
-def stock(model: Any, name: str, **options: Any) -> Method:
-    """What transformers does by itself."""
-
-    def run(inputs: Inputs, seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        return model.generate(**inputs, **options)
-
-    return Method(name, "", True, run)
-
-
-def ours(model: Any, drafter: str, verifier: str, **options: Any) -> Method:
-    """A drafter, which keeps from run to run what it learns, and a verifier."""
-    made, rule = drafter_registry.build(drafter), verifier_registry.build(verifier)
-
-    def run(inputs: Inputs, seed: int) -> Tensor:
-        return generate(model, inputs, drafter=made, verifier=rule, seed=seed, **options).sequences
-
-    return Method(drafter, verifier, rule.lossless, run)
 
 
 @contextmanager
@@ -99,57 +94,79 @@ def counted(model: Any) -> Iterator[list[int]]:
         handle.remove()
 
 
-def once(model: Any, method: Method, inputs: Inputs, seed: int) -> Run:
-    with counted(model) as calls:
-        begin = time.perf_counter()
-        out = method.run(inputs, seed)
-        ms = (time.perf_counter() - begin) * 1e3
-    return Run(out[0, inputs["input_ids"].shape[1] :].tolist(), ms, calls[0])
-
-
-def measured(model: Any, inputs: Sequence[Inputs], methods: Sequence[Method], words: str) -> Found:
+def measured(model: Any, inputs: Sequence[Any], methods: Sequence[Method], words: str) -> Found:
     """Runs of every method on every input, in an order that is reversed from one to the next."""
     found: Found = {method.name: [] for method in methods}
-    order = list(methods)
-    for method in order:
-        once(model, method, inputs[0], 0)
+    order = [(method, method.make()) for method in methods]
+    for _, run in order:  # the first calls of all import and allocate
+        run(inputs[0], 0, False)
     for at, row in enumerate(inputs):
         order.reverse()
-        for method in order:
-            found[method.name].append(once(model, method, row, at))
+        for method, run in order:
+            with counted(model) as calls:
+                begin = time.perf_counter()
+                out = run(row, at, False)
+                ms = (time.perf_counter() - begin) * 1e3
+            # an exit drafter runs the target's own modules, whose calls would count as the target's
+            forwards = calls[0] / method.calls if out.forwards is None else out.forwards
+            found[method.name].append(Run(out.new, ms, forwards))
         print(f"{words}: {at + 1} of {len(inputs)}", file=sys.stderr, flush=True)
     return found
 
 
-def peak_mib(method: Method, inputs: Inputs) -> float | None:
-    """What a run takes above what is held before it."""
+def peak_mib(method: Method, inputs: Any) -> float | None:
+    """What one run takes at most above what is held before it, of this method alone."""
+    run = method.make()
+    gc.collect()
     if sys.platform == "linux":  # give freed memory back first, or a run may reuse it unseen
         ctypes.CDLL(None).malloc_trim(0)
-    timer = StageTimer("cpu", cpu_peak=True)
+    timer = StageTimer("cpu", cpu_peak=True)  # which resets the process's peak at every stage
     with timer.stage("before"):
         pass
     with timer.stage("run"):
-        method.run(inputs, 0)
+        run(inputs, 0, False)
     times = timer.times()
     before, after = times["before"].peak_mib, times["run"].peak_mib
     return None if before is None or after is None else max(after - before, 0.0)
 
 
-def variation(
-    model: Any, drafter: str, verifier: str, inputs: Sequence[Inputs], **options: Any
-) -> float | None:
-    """Mean total variation between the law of a step's first token and the target's.
+@dataclass(frozen=True)
+class Mean:
+    """Mean of n values in clusters, and its standard error between clusters."""
 
-    None where drafts are drawn: that takes one evaluation of the rule per entry of the vocabulary.
-    """
-    made = drafter_registry.build(drafter)
-    if made.kind != "det":
+    value: float
+    error: float
+    n: int
+    clusters: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.error:.3f} (n {self.n})"
+
+
+def clustered(clusters: Sequence[Sequence[float]]) -> Mean | None:
+    """Mean of all values; values of one cluster, such as a text, may depend on each other."""
+    some = [values for values in clusters if values]
+    n, k = sum(map(len, some)), len(some)
+    if k < 2:
         return None
-    values: list[float] = []
-    for at, row in enumerate(inputs):
-        options |= {"measure_tv": True, "seed": at}
-        values += generate(model, row, drafter=made, verifier=verifier, **options).stats.tv
-    return sum(values) / len(values) if values else None
+    mean = sum(map(sum, some)) / n
+    spread = sum((sum(values) - mean * len(values)) ** 2 for values in some)
+    return Mean(mean, (spread * k / (k - 1)) ** 0.5 / n, n, k)
+
+
+def variation(method: Method, inputs: Sequence[Any]) -> Mean | None:
+    """Total variation between the law of a step's first token and the target's.
+
+    None where it cannot be had: for siblings that were drawn together.
+    """
+    run = method.make()
+    return clustered([run(row, 1000 + at, True).tv for at, row in enumerate(inputs)])
+
+
+def same(found: Found, method: Method) -> str:
+    """How many outputs are those of plain decoding."""
+    pairs = list(zip(found[method.name], found[PLAIN], strict=True))
+    return f"{sum(a.new == b.new for a, b in pairs)} of {len(pairs)} the same"
 
 
 def ratios(runs: Sequence[Run], base: Sequence[Run], chosen: Sequence[bool]) -> list[float]:
@@ -158,40 +175,65 @@ def ratios(runs: Sequence[Run], base: Sequence[Run], chosen: Sequence[bool]) -> 
     return [b.ms_per_token / r.ms_per_token for r, b, use in pairs if use]
 
 
+def per_forward(runs: Sequence[Run]) -> float:
+    """Tokens per forward of the target."""
+    return sum(len(r.new) for r in runs) / sum(r.forwards for r in runs)
+
+
 def table(
     methods: Sequence[Method],
     found: Found,
     groups: dict[str, list[bool]],
-    exact: dict[str, str],
-    longest: Inputs,
+    outputs: dict[str, str],
+    largest: Any,
 ) -> str:
-    """One row per method.
+    """One row per method, plain decoding first and transformers' own drafts behind it.
+
+    The first of these drafts has a column of its own.
 
     Args:
         methods: those that ran.
-        found: their runs, plain decoding and transformers' drafts among them.
+        found: their runs.
         groups: column -> which inputs it is about.
-        exact: method -> what to say about its output.
-        longest: the input to measure memory on.
+        outputs: method -> what to say about its output.
+        largest: the input to measure memory on.
     """
+    stock = [m.name for m in methods if not m.ours and m.name != PLAIN][:1]
     head = ["drafter", "verifier", "output", "accepted per forward", "forwards per token"]
-    head += ["ms per token", *(f"x plain: {name}" for name in groups), "x plain: worst input"]
-    rows = [[*head, f"x {STOCK}", "peak MiB"]]
+    head += ["ms per token", *(f"x plain{': ' * bool(name)}{name}" for name in groups)]
+    rows = [[*head, "x plain: worst", *(f"x {name}" for name in stock), "peak MiB"]]
     whole = [True] * len(found[PLAIN])
     for method in methods:
         runs = found[method.name]
-        tokens, forwards = sum(len(r.new) for r in runs), sum(r.forwards for r in runs)
-        against = {name: ratios(runs, found[PLAIN], chosen) for name, chosen in groups.items()}
+        against = [ratios(runs, found[PLAIN], chosen) for chosen in groups.values()]
         rows.append(
             [
-                *(f"`{method.drafter}`" if method.verifier else method.drafter, method.verifier),
-                exact[method.name],
-                *(f"{tokens / forwards - 1:.2f}", f"{forwards / tokens:.2f}"),
-                f"{sum(r.ms for r in runs) / tokens:.1f}",
-                *(f"{median(values):.2f}" if values else "-" for values in against.values()),
+                *(f"`{method.drafter}`" if method.ours else method.drafter, method.verifier),
+                outputs[method.name],
+                *(f"{per_forward(runs) - 1:.2f}", f"{1 / per_forward(runs):.2f}"),
+                f"{sum(r.ms for r in runs) / sum(len(r.new) for r in runs):.1f}",
+                *(f"{median(values):.2f}" if values else "-" for values in against),
                 f"{min(ratios(runs, found[PLAIN], whole)):.2f}",
-                f"{median(ratios(runs, found[STOCK], whole)):.2f}" if STOCK in found else "-",
-                "-" if (peak := peak_mib(method, longest)) is None else f"{peak:.0f}",
+                *(f"{median(ratios(runs, found[name], whole)):.2f}" for name in stock),
+                "-" if (peak := peak_mib(method, largest)) is None else f"{peak:.1f}",
             ]
         )
     return markdown(rows)
+
+
+def best(methods: Sequence[Method], found: Found, chosen: list[bool], where: str) -> str:
+    """Which exact method of ours needs the fewest forwards, which is the fastest."""
+    mine = [method for method in methods if method.ours and method.lossless]
+
+    def speed(method: Method) -> float:
+        return median(ratios(found[method.name], found[PLAIN], chosen))
+
+    def fewer(method: Method) -> float:
+        runs = zip(found[method.name], chosen, strict=True)
+        return per_forward([run for run, use in runs if use])
+
+    fewest, fastest = max(mine, key=fewer), max(mine, key=speed)
+    return (
+        f"Exact, {where}: fewest forwards `{fewest.drafter}`, {fewer(fewest):.2f} times fewer than "
+        f"plain decoding; fastest `{fastest.drafter}`, {speed(fastest):.2f} times its speed.\n"
+    )
