@@ -51,7 +51,7 @@ bench:
 	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/eval.py
 	$(BIN)/python benchmarks/decoding_law.py
-	$(BIN)/python benchmarks/decoding_images.py
+	$(BIN)/python benchmarks/decoding.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -3,7 +3,7 @@
     python benchmarks/decoding.py [--part text images] [--limit 2] [--pictures 4] [--quality 50]
 
 `make text` installs the language model. A run of both parts on all prompts and the usual number of
-pictures writes the page; others print. One thread, about a quarter of an hour.
+pictures writes the page; others print. One thread, some twenty minutes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from mmtok.cli.output import quiet
 
 PARTS = {"text": "decoding_text", "images": "decoding_images"}
 """Part -> module beside this one, whose `section(args)` returns Markdown."""
-SIZES = {"limit": None, "tokens": 24, "sampled_tokens": 16, "pictures": 20, "quality": 500}
+SIZES = {"limit": None, "tokens": 24, "sampled_tokens": 12, "pictures": 20, "quality": 500}
 TERMS = (
     "Every method runs on the same inputs in turn in one process, batch 1, float32. Plain "
     "decoding, and drafts without a verifier, are transformers' own `generate`.\n\n"
     "- *x ...*: how many times as fast as that; median over inputs of the ratio of times per "
     "token, prefill included.\n"
     "- *accepted per forward*: tokens per forward of the target less one, the forward that reads "
-    "the prompt included.\n"
+    "the prompt included; below 0 there are more forwards than tokens.\n"
     "- *exact*: by a rule that enumeration and chi-square show to be so "
     "([numbers](decoding_law.md)). *the same*: outputs equal to plain decoding, token by token.\n"
     "- *TV*, of lossy rules: total variation between the law of a step's first token and the "

@@ -20,7 +20,7 @@ from mmtok.models.visual_ar import VisualAR
 
 MODEL_DRAFT = "draftmodel(tokens=5)"
 LOSSY = [
-    *(f"lantern(delta={delta})" for delta in (0.05, 0.1, 0.2, 0.4)),
+    *(f"lantern(delta={delta})" for delta in (0.1, 0.2, 0.4)),
     *(f"lantern(delta={delta:.1f})" for delta in (2, 5)),
     "gsd",
     "typical",
