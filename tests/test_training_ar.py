@@ -105,6 +105,8 @@ def test_the_model_resumes_to_the_same_weights_and_plain_transformers_loads_it(t
     assert later.step == 2
     later.train(silent)
     assert_same(later.model, whole.model)
+    with pytest.raises(InputError, match="made with other settings"):
+        ARTrainer(later.model, data, replace(settings, hide=0), tmp_path / "parts")
     assert torch.equal(later.data, data)  # hiding a class leaves the data as they are
     export(later.model, tmp_path / "export")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.float32)
@@ -148,6 +150,8 @@ def test_guided_draws_are_the_target_s_and_teach_the_drafter(tmp_path):
     assert later.round == 1
     later.train(silent)
     assert_same(later.model, trainer.model)
+    with pytest.raises(InputError, match="made with other settings"):
+        DraftTrainer(target, replace(settings, guidance=1), tmp_path / "parts")
 
 
 def test_the_judge_resumes_and_its_moments_are_kept(garments, tmp_path):
@@ -158,6 +162,8 @@ def test_the_judge_resumes_and_its_moments_are_kept(garments, tmp_path):
     train_judge(images, classes, saved, epochs=2)
     again = train_judge(images, classes, saved, epochs=2)  # nothing is left to do
     assert_same(again, whole)
+    with pytest.raises(InputError, match="made with other settings"):
+        train_judge(images, classes, saved, epochs=3)
     from safetensors.torch import save_file
 
     photographs = as_pictures(images[:64])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -109,15 +110,15 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path: Path) -> None:
     settings = FlexSettings(steps=6, batch=8)
     whole = FlexTrainer(CONFIG, PIXELS, settings, tmp_path / "whole")
     whole.train()
-    first = FlexTrainer(CONFIG, PIXELS, settings, tmp_path / "parts")
-    for step in range(4):
-        first._step(step)
-        first.state["step"] += 1
-    first.save()
+    FlexTrainer(CONFIG, PIXELS, settings, tmp_path / "parts").train(until=4)
     second = FlexTrainer(CONFIG, PIXELS, settings, tmp_path / "parts")
+    assert second.state["step"] == 4
     assert second.train()["step"] == 6
     for name, weight in whole.network.state_dict().items():
         assert torch.equal(weight, second.network.state_dict()[name]), name
+    for other in (dataclasses.replace(settings, nested=False), FlexSettings(steps=9, batch=8)):
+        with pytest.raises(InputError, match="made with other settings"):
+            FlexTrainer(CONFIG, PIXELS, other, tmp_path / "parts")
 
 
 def test_training_learns_and_exports(tmp_path: Path) -> None:
@@ -127,8 +128,8 @@ def test_training_learns_and_exports(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, lengths=(1, 8), depth=1, decoder_depth=1)
     settings = FlexSettings(steps=120, batch=16, lr=1e-2, others_lr=1e-2)
     trainer = FlexTrainer(config, pixels, settings, tmp_path)
-    trainer.train(lambda line: None)
-    export(trainer.network, config, tmp_path / "export")
+    trained = trainer.train(lambda line: None)
+    export(trainer.network, config, tmp_path / "export", trained)
     tokenizer = FlexTok(weights=str(tmp_path / "export"))
     assert tokenizer.config == config
     pictures = list(pixels.float() / 255)
@@ -136,7 +137,8 @@ def test_training_learns_and_exports(tmp_path: Path) -> None:
     error = torch.stack(tokenizer.decode(codes)) - torch.stack(pictures)
     spread = torch.stack(pictures) - torch.stack(pictures).mean(0)
     assert float(error.square().mean()) < 0.2 * float(spread.square().mean())
-    assert '"tokenizer": "flextok"' in (tmp_path / "export" / "config.json").read_text()
+    said = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert (said["tokenizer"], said["trained"]["step"]) == ("flextok", 120)
 
 
 def test_pictures_of_a_folder_and_of_a_tar_are_the_same(tmp_path: Path) -> None:

@@ -113,7 +113,11 @@ def sequences(codes: Tensor, classes: Tensor) -> Tensor:
 
 
 class ARTrainer:
-    """Trains a model on sequences (M, 65); resumes from `folder`."""
+    """Trains a model on sequences (M, 65); resumes from `folder`.
+
+    Raises:
+        InputError: the checkpoint there was made with other settings.
+    """
 
     def __init__(
         self, model: Any, data: Tensor, settings: ARSettings, folder: Path, device: str = "cpu"
@@ -122,7 +126,7 @@ class ARTrainer:
         self.path, self.device = folder / "ar.pt", device
         self.optimisers = Optimisers([model], settings.lr, settings.others_lr)
         self.step, self.loss = 0, 0.0
-        saved = checkpoint.load(self.path)
+        saved = checkpoint.load(self.path, asdict(settings))
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.optimisers.load_state_dict(saved["optimisers"])
@@ -147,7 +151,8 @@ class ARTrainer:
                 report(f"ar step {self.step} nats a token {self.loss:.3f}")
             if self.step % 100 == 0 or self.step == last:
                 state = {"model": self.model.state_dict(), "step": self.step, "loss": self.loss}
-                checkpoint.save(self.path, {**state, "optimisers": self.optimisers.state_dict()})
+                state["optimisers"] = self.optimisers.state_dict()
+                checkpoint.save(self.path, state, asdict(settings))
 
 
 def token_loss(model: Any, ids: Tensor) -> Tensor:

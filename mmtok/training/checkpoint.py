@@ -49,6 +49,17 @@ def batch_at(step: int, batch: int, size: int, seed: int) -> Tensor:
     return torch.randperm(size, generator=order)[place * batch : (place + 1) * batch]
 
 
+def export(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write weights in fp16 and their config.json, each file whole or not at all."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "model.safetensors") as beside:
+        save_file(halved(state), beside, metadata={"format": "pt"})
+    with replacing(folder / "config.json") as beside:
+        beside.write_text(json.dumps(config, indent=1) + "\n")
+
+
 def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Floating point weights in fp16, contiguous and on the CPU."""
     kept = {name: weight.detach().cpu().contiguous() for name, weight in state.items()}

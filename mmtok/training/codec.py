@@ -14,7 +14,6 @@ codebook, which then starts from k-means of what the encoder gives by that time.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -26,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from mmtok.errors import InputError
-from mmtok.io.files import replacing
 from mmtok.tokenizers.measures_audio import mel_distance, stft_distance
 from mmtok.tokenizers.quantizers import VQ, usage
 from mmtok.tokenizers.wavtokenizer_net import WavTokenizerConfig, WavTokenizerNetwork
@@ -251,15 +249,8 @@ def equalise(encoder: nn.Module, sounds: Tensor) -> None:
 
 def export(network: nn.Module, config: WavTokenizerConfig, folder: Path) -> None:
     """Weights in fp16 and their configuration, as `weights=` of the tokenizer takes them."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    state = checkpoint.halved(network.state_dict())
-    with replacing(folder / "model.safetensors") as beside:
-        save_file(state, beside)
-    with replacing(folder / "config.json") as beside:
-        said = {"tokenizer": "wavtokenizer", "mmtok": asdict(config)}
-        beside.write_text(json.dumps(said, indent=1) + "\n")
+    said = {"tokenizer": "wavtokenizer", "mmtok": asdict(config)}
+    checkpoint.export(folder, network.state_dict(), said)
 
 
 def _say(line: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,11 @@ def divergence(draft: Any, ids: Tensor, law: Tensor) -> Tensor:
 
 
 class DraftTrainer:
-    """Distils `target` into a small model; resumes from `folder` at the last round."""
+    """Distils `target` into a small model; resumes from `folder` at the last round.
+
+    Raises:
+        InputError: the checkpoint there was made with other settings.
+    """
 
     def __init__(self, target: Any, settings: DraftSettings, folder: Path) -> None:
         self.target, self.settings = target, settings
@@ -99,7 +103,7 @@ class DraftTrainer:
         self.model.to(target.device).train()
         self.optimisers = Optimisers([self.model], settings.lr, settings.others_lr)
         self.round = 0
-        saved = checkpoint.load(self.path)
+        saved = checkpoint.load(self.path, asdict(settings))
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.optimisers.load_state_dict(saved["optimisers"])
@@ -113,7 +117,8 @@ class DraftTrainer:
             self.round += 1
             report(f"draft round {self.round} nats apart {apart:.3f} accepted {agree:.3f}")
             state = {"model": self.model.state_dict(), "round": self.round}
-            checkpoint.save(self.path, {**state, "optimisers": self.optimisers.state_dict()})
+            state["optimisers"] = self.optimisers.state_dict()
+            checkpoint.save(self.path, state, asdict(self.settings))
 
     def _round(self) -> tuple[float, float]:
         """One round; divergence and acceptance on its pictures before they were learnt from."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmtok.io.files import replacing
-from mmtok.tokenizers import FlexTok
 from mmtok.tokenizers.flextok_net import FlexTokConfig
 from mmtok.tokenizers.methods.flextok import FlexTokNetwork
+from mmtok.training import checkpoint
 from mmtok.training.optim import Optimisers, schedule
 from mmtok.training.pictures import load_pictures
 
@@ -138,7 +137,18 @@ def start_network(config: FlexTokConfig, pictures: Tensor, seed: int) -> FlexTok
 
 
 class FlexTrainer:
-    """Trains a network in place; resumes from `folder`."""
+    """Trains a network in place; resumes from `folder`.
+
+    Args:
+        config: of a `direct` network.
+        pictures: (M, 3, H, W) uint8.
+        settings: how to train.
+        folder: for the checkpoint.
+        device: torch device.
+
+    Raises:
+        InputError: the checkpoint there was made with other settings.
+    """
 
     def __init__(
         self,
@@ -154,16 +164,24 @@ class FlexTrainer:
         parts: list[nn.Module] = [self.network.encoder, self.network.decoder]
         self.optimisers = Optimisers(parts, settings.lr, settings.others_lr)
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0}
-        if self.path.exists():
-            saved = torch.load(self.path, weights_only=True)
+        self._said = {"config": asdict(config), "settings": asdict(settings)}
+        saved = checkpoint.load(self.path, self._said)
+        if saved is not None:
             self.network.load_state_dict(saved["network"])
             self.optimisers.load_state_dict(saved["optimisers"])
             self.state = saved["state"]
 
-    def train(self, report: Callable[[str], None] = print) -> dict[str, Any]:
-        """Run the steps that are left; returns steps done, CPU seconds used and the last loss."""
+    def train(
+        self, report: Callable[[str], None] = print, until: int | None = None
+    ) -> dict[str, Any]:
+        """Go on to the last step, or to `until`; a checkpoint there and every 250.
+
+        Returns:
+            steps done, CPU seconds used and the last loss.
+        """
         state, losses = self.state, []
-        while state["step"] < self.settings.steps:
+        last = self.settings.steps if until is None else min(until, self.settings.steps)
+        while state["step"] < last:
             began = time.process_time()
             losses.append(self._step(state["step"]))
             state["step"] += 1
@@ -172,9 +190,8 @@ class FlexTrainer:
                 state["loss"] = sum(losses) / len(losses)
                 report(f"step {state['step']} {state['seconds'] / 60:.1f} min {state['loss']:.5f}")
                 losses = []
-            if state["step"] % 250 == 0:
-                self.save()
-        self.save()
+            if state["step"] % 250 == 0 or state["step"] == last:
+                self._save()
         return state
 
     def _step(self, step: int) -> float:
@@ -197,28 +214,28 @@ class FlexTrainer:
         self.optimisers.step(schedule((step + 1) / (settings.steps + 1), decay=settings.decay))
         return loss.item()
 
-    def save(self) -> None:
-        """Write the checkpoint."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        states = {"network": self.network.state_dict(), "state": self.state}
-        with replacing(self.path) as beside:
-            torch.save({**states, "optimisers": self.optimisers.state_dict()}, beside)
+    def _save(self) -> None:
+        parts = {"network": self.network.state_dict(), "state": self.state}
+        parts["optimisers"] = self.optimisers.state_dict()
+        checkpoint.save(self.path, parts, self._said)
 
 
-def export(network: FlexTokNetwork, config: FlexTokConfig, folder: Path) -> None:
-    """Write float16 weights and configuration into a folder that `weights` can name."""
-    tokenizer = FlexTok()
-    tokenizer.__dict__.update(config=config, network=network.half())
-    tokenizer.save(folder)
-    file = folder / "config.json"
-    file.write_text(json.dumps({"tokenizer": "flextok", **json.loads(file.read_text())}, indent=1))
+def export(
+    network: FlexTokNetwork, config: FlexTokConfig, folder: Path, trained: Mapping[str, Any]
+) -> None:
+    """Write fp16 weights and configuration into a folder that `weights` can name.
+
+    `trained` says there how: nothing reads it but people and benchmarks.
+    """
+    said = {"tokenizer": "flextok", "trained": dict(trained), "mmtok": asdict(config)}
+    checkpoint.export(folder, network.state_dict(), said)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="train the embedded tokenizer tiny-flex")
     parser.add_argument("--data", type=Path, required=True, help="folder or .tar of pictures")
-    parser.add_argument("--out", type=Path, default=Path("runs/flex"))
+    parser.add_argument("--out", type=Path, help="default: runs/flex, --fixed: runs/flex-twin")
     parser.add_argument("--steps", type=int, default=FlexSettings.steps)
     parser.add_argument("--fixed", action="store_true", help="without nested dropout")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -228,12 +245,13 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     settings = FlexSettings(steps=options.steps, nested=not options.fixed, seed=options.seed)
+    out = options.out or Path("runs/flex-twin" if options.fixed else "runs/flex")
     pictures = load_pictures(options.data, TINY.spectrum[0])
-    trainer = FlexTrainer(TINY, pictures, settings, options.out, options.device)
+    trainer = FlexTrainer(TINY, pictures, settings, out, options.device)
     figures = trainer.train(lambda line: print(line, flush=True))
-    export(trainer.network.cpu(), TINY, options.out / "export")
-    made = {"pictures": len(pictures), **asdict(settings), **figures}
-    (options.out / "figures.json").write_text(json.dumps(made, indent=1) + "\n")
+    trained = {"pictures": len(pictures), **asdict(settings), **figures}
+    export(trainer.network, TINY, out / "export", trained)
+    print(json.dumps(trained))
 
 
 if __name__ == "__main__":

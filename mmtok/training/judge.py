@@ -27,12 +27,17 @@ _BATCH, _LR = 128, 2e-3
 
 
 def train(images: Tensor, classes: Tensor, folder: Path, epochs: int, seed: int = 0) -> Any:
-    """A network trained on photographs (M, 28, 28) of 0 .. 255 with class numbers (M,)."""
+    """A network trained on photographs (M, 28, 28) of 0 .. 255 with class numbers (M,).
+
+    Raises:
+        InputError: the checkpoint in `folder` was made with other settings.
+    """
     torch.manual_seed(seed)
     network = JudgeNetwork().train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=_LR, weight_decay=0.02)
     per_epoch, step = len(images) // _BATCH, 0
-    saved = checkpoint.load(folder / "judge.pt")
+    said = {"epochs": epochs, "seed": seed}
+    saved = checkpoint.load(folder / "judge.pt", said)
     if saved is not None:
         network.load_state_dict(saved["network"])
         optimiser.load_state_dict(saved["optimiser"])
@@ -50,7 +55,7 @@ def train(images: Tensor, classes: Tensor, folder: Path, epochs: int, seed: int 
         step += 1
         if step % per_epoch == 0:
             state = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
-            checkpoint.save(folder / "judge.pt", {**state, "step": step})
+            checkpoint.save(folder / "judge.pt", {**state, "step": step}, said)
             print(f"judge epoch {step // per_epoch} loss {float(loss.detach()):.3f}", flush=True)
     return network.eval()
 

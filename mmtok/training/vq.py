@@ -174,17 +174,13 @@ class VQTrainer:
 
     def export(self, folder: Path) -> None:
         """Weights in fp16 and configuration, as `hf_vq` and plain transformers read them."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-        state = checkpoint.halved(self.network.state_dict())
+        state = self.network.state_dict()
         entries = self.book.lookup(
             torch.arange(SIZES["num_embeddings"], device=self.device)[:, None]
         )
-        state["quantize.embedding.weight"] = entries.detach().cpu().half().contiguous()
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        state["quantize.embedding.weight"] = entries
         said = {"tokenizer": "hf_vq", "model_type": "janus_vqgan", **SIZES}
-        (folder / "config.json").write_text(json.dumps(said, indent=1) + "\n")
+        checkpoint.export(folder, state, said)
 
 
 @torch.no_grad()
