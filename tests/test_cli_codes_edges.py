@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
+import mmtok.tokenizers
 from mmtok.cli.app import main
 from mmtok.io.audio import save_audio
 from mmtok.io.mmt import write_codes
-from mmtok.tokenizers import Patchify, build
+from mmtok.tokenizers import Patchify, Tokenizer, build
 from tests.test_cli import photo
 from tests.test_cli_codes import EXACT, names, run
 
@@ -45,6 +48,51 @@ def test_inspect_does_not_steer_the_terminal(
     assert "tokenizer: \\x1b[31mred\\nitems: 7\n" in capsys.readouterr().out
     assert main(["decode", str(tmp_path / "a.mmt")]) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_names_of_files_do_not_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a\n\x1b[31merror: none.png"
+    photo(tmp_path / name, (8, 9))
+    (tmp_path / f"b{name}").write_bytes(b"no picture")
+    out, shown = str(tmp_path / "out\n"), "a\\n\\x1b[31merror: none.png"
+    arguments = [
+        ["encode", str(tmp_path), *EXACT, "--out", out],
+        ["decode", out, "--out", str(tmp_path / "back")],
+        ["inspect", out],
+    ]
+    for place, words in enumerate(arguments):
+        assert main(words) == (3 if place == 0 else 0)
+        said = capsys.readouterr()
+        lines = (said.out + said.err).split("\n")
+        assert any(shown in line for line in lines)
+        assert sum(line.startswith("error: ") for line in lines) == (place == 0)
+        assert "\x1b" not in said.out + said.err
+        assert not any(line.startswith(("\\x1b", ".mmt")) for line in lines)
+    assert names(tmp_path / "back") == [name]
+
+
+def test_a_folder_s_tokenizers_are_not_all_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for patch in (4, 5, 6, 7, 4):
+        codes = build(f"patchify(patch={patch})").encode([torch.rand(3, 9, 9)])
+        write_codes(codes, tmp_path / f"{len(names(tmp_path))}.mmt")
+    made: list[weakref.ref[Tokenizer]] = []
+    alive: list[int] = []
+
+    def counted(spec: str) -> Tokenizer:
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in made))
+        tokenizer = build(spec)
+        made.append(weakref.ref(tokenizer))
+        return tokenizer
+
+    monkeypatch.setattr(mmtok.tokenizers, "build", counted)
+    assert run(capsys, "decode", str(tmp_path), "--out", str(tmp_path / "out"))[0] == 0
+    assert len(alive) == 5
+    assert max(alive) <= 2
 
 
 def test_fewer_tokens_of_several_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

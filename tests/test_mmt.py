@@ -173,6 +173,11 @@ HOSTILE: list[tuple[str, dict[str, Any]]] = [
     ("blocks of", {"sizes": [[2**62, 100]], "block_tokens": 1000}),
     ("at least 1", {"block_tokens": 0}),
     ("at most 201326592", {"shapes": [[[3, 10**6, 10**6], 1]]}),
+    ("frames from 0 tokens", {"shapes": [[[5000, 3, 1, 1], 1]]}),
+    (
+        "in 0 bytes of codes",
+        {"shapes": [[[3, 8000, 8000], 2]], "grids": [[[10], 2]], "counts": [[0, 2]]},
+    ),
     ("media of shape", {"shapes": [[[3, -1, 5], 1]]}),
     ("media of shape", {"shapes": [[[True, 5], 1]]}),
     ("media of shape", {"shapes": [[[], 1]]}),
@@ -201,8 +206,9 @@ HOSTILE: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("why", "change"), HOSTILE, ids=lambda value: str(value)[:40])
 def test_headers_that_lie_are_refused(why: str, change: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "hostile.mmt"
-    path.write_bytes(forged(HONEST))
-    assert read_codes(path).counts == [0]
+    for shape in ([1, 10], [3, 8192, 8192], [4096, 3, 64, 64]):
+        path.write_bytes(forged(HONEST | {"shapes": [[shape, 1]]}))
+        assert read_codes(path).counts == [0]
     path.write_bytes(forged(HONEST | change))
     with pytest.raises(InputError, match=why):
         read_codes(path)

@@ -31,7 +31,7 @@ from mmtok.cli import (
 from mmtok.cli import (
     eval as evaluation,
 )
-from mmtok.cli.output import say
+from mmtok.cli.output import say, show
 from mmtok.errors import InputError
 
 
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         say("error: " + " ".join(str(error).split()))
         return 2
     except Exception:
-        say(traceback.format_exc().rstrip())
+        show(traceback.format_exc().rstrip())
         say("error: this is a bug in mmtok, please report it together with the lines above")
         return 1
     return 0

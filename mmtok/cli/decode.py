@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +44,7 @@ def decode(
     where = pick_device(device)
     taken: dict[Path, Path] = {}
 
-    @cache
+    @lru_cache(maxsize=2)  # a folder names as many tokenizers as it likes
     def made(spec: str) -> Tokenizer:
         return build(spec).to(where)
 

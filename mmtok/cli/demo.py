@@ -12,7 +12,7 @@ import typer
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import read_media
-from mmtok.cli.output import answer, quiet, say
+from mmtok.cli.output import answer, quiet, say, show
 from mmtok.errors import InputError
 from mmtok.table import render
 
@@ -73,13 +73,13 @@ def demo(
     pipes = {name: Pipeline(lvlm, spec) for name, spec in SPECS.items()}
     found = {name: _ask(pipes, sample) for name, sample in samples().items()}
     for name, shown in found.items():
-        say(f"\n{name}: {shown.sample.file.name}\n")
-        say(_answers(shown))
-        say(_costs(shown))
+        show(f"\n{name}: {shown.sample.file.name}\n")
+        show(_answers(shown))
+        show(_costs(shown))
     for name in ("all tokens", "todre"):
-        say(f"ledger of the scene's last question, {name}\n")
-        say(found["scene"].results[name].ledger.table())
-    say("one run each is no measurement of time: see `mmtok profile`\n")
+        show(f"ledger of the scene's last question, {name}\n")
+        show(found["scene"].results[name].ledger.table())
+    show("one run each is no measurement of time: see `mmtok profile`\n")
     pictures = _pictures(pipes, found, out)
     say("wrote " + " and ".join(str(picture) for picture in pictures))
     if as_json:

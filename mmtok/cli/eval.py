@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
-from mmtok.cli.output import answer, quiet, say
+from mmtok.cli.output import answer, quiet, say, show
 from mmtok.cli.sweep import sweep
 from mmtok.eval.files import check_folder
 
@@ -164,12 +164,12 @@ def _show(made: Report, as_json: bool) -> None:
     from mmtok.eval.table import card_lines, difference_lines, score_lines, shared_facts
     from mmtok.table import render
 
-    say("\n" + "\n".join(shared_facts(made)) + "\n")
+    show("\n" + "\n".join(shared_facts(made)) + "\n")
     if len(lines := card_lines(made)) > 1:
-        say(render(lines))
-    say(render(score_lines(made)))
+        show(render(lines))
+    show(render(score_lines(made)))
     if made.differences:
-        say(render(difference_lines(made)))
+        show(render(difference_lines(made)))
     facts = made.to_dict()
     for note in facts["notes"]:
         say(note)

@@ -10,13 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def say(text: str) -> None:
-    """Print to stderr: a table, progress, an error."""
-    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+def say(line: str) -> None:
+    """Print one line to stderr, whatever is in the names of files it tells of."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Print lines of mmtok's own to stderr: a table, a traceback."""
+    for line in text.split("\n"):
+        say(line)
 
 
 def printable(text: str) -> str:
-    """Text whose control characters are written out: files do not steer the terminal."""
+    """Text in one line, control characters written out: files do not steer the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

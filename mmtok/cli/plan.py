@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmtok.cli import options as opt
-from mmtok.cli.output import answer, quiet, say
+from mmtok.cli.output import answer, quiet, show
 from mmtok.errors import InputError
 
 
@@ -43,7 +43,7 @@ def plan(
         dtype=dtype,
         new_tokens=new_tokens,
     )
-    say(made.table())
+    show(made.table())
     if as_json:
         answer(made.to_dict())
 

@@ -8,7 +8,7 @@ import typer
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least, check_budget, check_files, read_media
-from mmtok.cli.output import answer, quiet, say
+from mmtok.cli.output import answer, quiet, say, show
 
 
 def profile(
@@ -54,6 +54,6 @@ def profile(
         new_tokens=new_tokens,
         check=check_budget,
     )
-    say(made.table())
+    show(made.table())
     if as_json:
         answer(made.to_dict() | {"model": model})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least, check_budget, check_files, read_media
-from mmtok.cli.output import answer, quiet, say
+from mmtok.cli.output import answer, quiet, say, show
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,7 +83,7 @@ def _draw(
 
 
 def _report(result: Result, media: Sequence[Path], overlay: Path | None, as_json: bool) -> None:
-    say(f"\n{result.ledger.table()}")
+    show(f"\n{result.ledger.table()}")
     if not as_json:
         print(result.text)
         return

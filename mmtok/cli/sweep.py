@@ -9,7 +9,7 @@ import typer
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
-from mmtok.cli.output import answer, quiet, say
+from mmtok.cli.output import answer, quiet, say, show
 from mmtok.errors import InputError
 from mmtok.eval.files import check_folder
 
@@ -103,7 +103,7 @@ def _run(
     found = sweep(lvlm, tasks, variants, progress=progress, **settings)
     shown = [examples(lvlm, one, variants, count) for one in found]
     write_page(page(found, shown), path)
-    say("\n" + render(sweep_lines(found)))
+    show("\n" + render(sweep_lines(found)))
     say(f"report: {path}")
     return found
 

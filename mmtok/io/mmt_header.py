@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NoReturn
 
-from mmtok.codes import MAX_TOKEN_BITS, Codebook, cells, check_shape
+from mmtok.codes import MAX_TOKEN_BITS, MAX_VALUES, Codebook, cells, check_shape
 from mmtok.errors import InputError
 from mmtok.io.packing import block_bytes
 
@@ -20,6 +21,12 @@ MAX_ITEMS = 2**16
 """Most items of one file."""
 BLOCK_BITS = 2**15
 """Bits of a block, about: 4 KiB, of which 5 bytes are lost to the check and to rounding."""
+VALUES_PER_BYTE = 2**16
+"""Values of media that a byte of codes may stand for, beyond those of one item of any size."""
+FRAMES = 2**12
+"""Frames that a clip may have whatever there is of its codes: codes may be cut to one token."""
+FRAMES_PER_TOKEN = 2**8
+"""More frames for every token."""
 _MAX_TEXT = 4096
 
 
@@ -152,6 +159,23 @@ def _check_counts(header: Header) -> None:
         raise InputError("block_tokens must be at least 1")
     if tokens > 1 and tokens * header.codebook.bits > BLOCK_BITS + 1:
         raise InputError(f"blocks of {tokens} tokens are larger than {BLOCK_BITS} bits")
+    _check_size(header)
+
+
+def _check_size(header: Header) -> None:
+    """A small file does not stand for media that take hours to decode."""
+    values = sum(math.prod(shape) for shape in header.shapes)
+    most = MAX_VALUES + VALUES_PER_BYTE * header.payload_bytes
+    if values > most:
+        raise InputError(
+            f"media of {values} values in {header.payload_bytes} bytes of codes, expected at most "
+            f"{most}: keep more tokens, or put fewer items into a file"
+        )
+    for shape, count in zip(header.shapes, header.counts, strict=True):
+        if len(shape) == 4 and shape[0] > (most := FRAMES + FRAMES_PER_TOKEN * count):
+            raise InputError(
+                f"{shape[0]} frames from {count} tokens, expected at most {most}: keep more tokens"
+            )
 
 
 def _canonical(value: dict[str, Any]) -> str:
