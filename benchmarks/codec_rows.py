@@ -1,4 +1,4 @@
-"""The networks that benchmarks/codecs.py times: random weights, sizes as published or near that."""
+"""The networks that benchmarks/codecs.py times: random ones near published sizes, what ships."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ ROWS = [
         spec="titok",
         kind="picture",
         sizes="512 wide, 8 + 8 layers, 128 tokens, 256 px (S-128, predicting pixels)",
-        saved=own(
-            "titok", TiTokConfig(**TRANSFORMER, encoder_patch=16, decoder_patch=16, tokens=128)
-        ),
+        saved=own("titok", TiTokConfig(**TRANSFORMER, patch=16, decoder_patch=16, tokens=128)),
     ),
     Row(
         spec="karl",
@@ -147,6 +145,8 @@ ROWS = [
         sizes="32 channels x (1, 2, 2, 4), 2 blocks, f8, 32,768 entries",
         saved=stock("Emu3VQVAE", base_channels=32, hidden_size=128),
     ),
+    Row(spec="tiny-vq", kind="picture", sizes="as it ships, f4, 512 entries"),
+    Row(spec="tiny-flex", kind="picture", sizes="as it ships, 128 wide, 4 + 4 layers, 32 px"),
     Row(
         spec="cvivit",
         kind="clip",
@@ -167,6 +167,7 @@ ROWS = [
             ),
         ),
     ),
+    Row(spec="tiny-codec", kind="sound", sizes="as it ships, 8 kHz, 62.5 tokens a second"),
     Row(
         spec="hf_audio(family='encodec')",
         kind="sound",

@@ -1,8 +1,8 @@
-"""Throughput of every registered tokenizer, and how its time grows with the size of the media.
+"""Throughput of every tokenizer, and how its time grows with the size of the media.
 
     python benchmarks/codecs.py [--only titok wavtokenizer] [--runs 3]
 
-Networks have random weights and the sizes that the page states: those of a published model where
+Networks have the sizes that the page states: those of a published model, with random weights, where
 one thread runs it in a second or two, else the same layout with less width or depth. Times are
 medians of several runs on one thread, after one that does not count; growth is by least squares
 over three sizes.
@@ -27,6 +27,7 @@ from codec_rows import ROWS, Row
 from torch import Tensor
 
 from mmtok.io.mmt import to_bytes
+from mmtok.models.zoo import embedded_tokenizers
 from mmtok.tokenizers import Tokenizer, build, registry
 
 
@@ -101,11 +102,12 @@ def measured(row: Row, folder: Path, runs: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=registry.names())
+    known = {*registry.names(), *embedded_tokenizers()}
+    parser.add_argument("--only", nargs="+", default=known)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if missing := set(registry.names()) - {row.spec.split("(")[0] for row in ROWS}:
+    if missing := known - {row.spec.split("(")[0] for row in ROWS}:
         raise SystemExit(f"no row for {', '.join(sorted(missing))}")
     tables: dict[str, list[list[str]]] = {}
     for row in ROWS:
@@ -123,9 +125,9 @@ def main() -> None:
         tables[row.kind].append(cells)
     text = card("Tokenizers: time against the size of the media")
     text += (
-        "Networks are random; tokens, bytes and throughput are those of the largest size. A growth "
-        "of g: time goes with the g-th power of pixels, frames or seconds. Models of one size "
-        "scale pictures to it.\n"
+        "Networks are random where they do not ship; tokens, bytes and throughput are those of the "
+        "largest size. A growth of g: time goes with the g-th power of pixels, frames or seconds. "
+        "Models of one size scale pictures to it.\n"
     )
     for name, table in tables.items():
         text += f"\n## {KINDS[name].title}\n\n" + markdown(table)

@@ -32,7 +32,7 @@ def test_titok(name: str) -> None:
         titok.TiTokConfig(
             encoder=size,
             decoder=size,
-            encoder_patch=config["vit_enc_patch_size"],
+            patch=config["vit_enc_patch_size"],
             decoder_patch=config["vit_dec_patch_size"],
             image_size=config["crop_size"],
             tokens=config["num_latent_tokens"],

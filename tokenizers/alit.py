@@ -56,7 +56,7 @@ class ALITConfig(LatentConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ALIT(Latents, Tokenizer):
+class ALIT(Latents[ALITConfig], Tokenizer):
     """A picture as the latents of as many rounds as it needs.
 
     Attributes:
@@ -72,7 +72,7 @@ class ALIT(Latents, Tokenizer):
     taxonomy: ClassVar[Taxonomy] = Taxonomy(
         coder="transformer", quantiser="vq", training="joint", streamable=False, domain="image"
     )
-    kind: ClassVar[type[LatentConfig]] = ALITConfig
+    kind: ClassVar[type[ALITConfig]] = ALITConfig
 
     error: float = 0.07
     weights: str | None = None

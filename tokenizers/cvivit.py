@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -33,14 +33,14 @@ from mmtok.codes import Codebook
 from mmtok.errors import InputError
 from mmtok.tokenizers.base import Stream, Taxonomy, Tokenizer
 from mmtok.tokenizers.cvivit_net import CViViTConfig, CViViTNetwork
-from mmtok.tokenizers.network import Networked, find_weights, own_config, read_weights
+from mmtok.tokenizers.network import Networked, read_weights
 from mmtok.tokenizers.resize import to_multiple
 
 _UNUSED = ("context_norm.", "null_kv", "rel_pos_bias.slopes", "rel_pos_bias.bias")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CViViT(Networked, Tokenizer):
+class CViViT(Networked[CViViTConfig], Tokenizer):
     """A clip as (1 + steps) grids of tokens, a picture as one.
 
     Attributes:
@@ -54,22 +54,17 @@ class CViViT(Networked, Tokenizer):
     )
     causal: ClassVar[bool] = True
 
+    kind: ClassVar[type[CViViTConfig]] = CViViTConfig
+
     weights: str | None = None
     seed: int = 0
 
-    @cached_property
-    def config(self) -> CViViTConfig:
-        """From mmtok's config.json, else from the shapes of the weights.
+    def inferred(self, file: Path) -> CViViTConfig:
+        """From the shapes of the weights.
 
         Raises:
-            InputError: neither tells.
+            InputError: they do not tell.
         """
-        if self.weights is None:
-            return CViViTConfig()
-        file = find_weights(self.weights)
-        own = own_config(CViViTConfig, file)
-        if own is not None:
-            return own
         state = read_weights(file)
         return inferred({name: tuple(w.shape) for name, w in state.items()}, str(file))
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,7 +36,7 @@ from mmtok.errors import InputError
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
 from mmtok.tokenizers.flextok_net import Decoder, Encoder, FlexTokConfig
 from mmtok.tokenizers.flow import sample, towards
-from mmtok.tokenizers.network import Networked, find_weights, own_config, read_json, shapes_of
+from mmtok.tokenizers.network import Networked, read_json, shapes_of
 from mmtok.tokenizers.quantizers import FSQ
 from mmtok.tokenizers.resize import to_size
 from mmtok.tokenizers.spectrum import Spectrum
@@ -47,7 +47,7 @@ _ENCODER, _DECODER, _VAE = "encoder.module_dict.", "decoder.module_dict.", "vae.
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlexTok(Networked, Tokenizer):
+class FlexTok(Networked[FlexTokConfig], Tokenizer):
     """A picture as K tokens, of which any first ones decode.
 
     Attributes:
@@ -75,6 +75,8 @@ class FlexTok(Networked, Tokenizer):
     )
     nested: ClassVar[bool] = True
 
+    kind: ClassVar[type[FlexTokConfig]] = FlexTokConfig
+
     weights: str | None = None
     scaling: float | None = None
     steps: int | None = None
@@ -92,19 +94,12 @@ class FlexTok(Networked, Tokenizer):
             if value is not None and not 0 <= value <= 100:
                 raise InputError(f"flextok: {name} must be 0 to 100, got {value!r}")
 
-    @cached_property
-    def config(self) -> FlexTokConfig:
-        """From mmtok's config.json, else from the shapes of the weights.
+    def inferred(self, file: Path) -> FlexTokConfig:
+        """From the shapes of the weights.
 
         Raises:
-            InputError: neither tells.
+            InputError: they do not tell.
         """
-        if self.weights is None:
-            return FlexTokConfig()
-        file = find_weights(self.weights)
-        own = own_config(FlexTokConfig, file)
-        if own is not None:
-            return own
         shapes = shapes_of(file)
         scaling = self.scaling
         if scaling is None and any(name.startswith(_VAE) for name in shapes):

@@ -110,7 +110,7 @@ _FAMILIES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class HFVQ(Networked, Tokenizer):
+class HFVQ(Networked[Any], Tokenizer):
     """A picture as a grid of ids of one codebook.
 
     Attributes:

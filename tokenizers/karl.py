@@ -38,7 +38,7 @@ BINS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class KARL(Latents, Tokenizer):
+class KARL(Latents[LatentConfig], Tokenizer):
     """A picture as those of K tokens that it needs.
 
     Attributes:

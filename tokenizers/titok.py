@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -28,15 +28,9 @@ from torch import Tensor, nn
 
 from mmtok.errors import InputError
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
-from mmtok.tokenizers.latents import Latents
+from mmtok.tokenizers.latents import LatentConfig, Latents
 from mmtok.tokenizers.maskgit_net import PixelCodebook, PixelDecoder
-from mmtok.tokenizers.network import (
-    find_weights,
-    own_config,
-    pick,
-    read_json,
-    shapes_of,
-)
+from mmtok.tokenizers.network import pick, read_json, shapes_of
 from mmtok.tokenizers.quantizers import NormalizedVQ
 from mmtok.tokenizers.resize import to_size
 from mmtok.tokenizers.vit import Block
@@ -46,8 +40,8 @@ _PROXY_CODES = 1024  # entries of the tokenizer whose codes the released weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class TiTokConfig:
-    """Sizes of a model; `encoder` and `decoder` are (width, layers, heads).
+class TiTokConfig(LatentConfig):
+    """Sizes of a model; `patch` is the encoder's.
 
     `pixels` are the channels of the VQGAN's decoder at each resolution, behind them the width of
     its codebook; empty: none.
@@ -56,24 +50,19 @@ class TiTokConfig:
         InputError: a patch does not divide the picture's side.
     """
 
-    encoder: tuple[int, int, int] = (64, 2, 2)
-    decoder: tuple[int, int, int] = (64, 2, 2)
-    encoder_patch: int = 8
     decoder_patch: int = 8
-    image_size: int = 32
     tokens: int = 8
-    token_size: int = 12
-    entries: int = 256
     legacy: bool = False
     pixels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.image_size % self.encoder_patch or self.image_size % self.decoder_patch:
-            raise InputError(f"titok: patches do not divide pictures of {self.image_size} pixels")
+        super().__post_init__()
+        if self.image_size % self.decoder_patch:
+            raise InputError(f"patches of {self.decoder_patch} do not divide {self.image_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TiTok(Latents, Tokenizer):
+class TiTok(Latents[TiTokConfig], Tokenizer):
     """A picture as K tokens.
 
     Attributes:
@@ -86,22 +75,17 @@ class TiTok(Latents, Tokenizer):
         coder="transformer", quantiser="vq", training="joint", streamable=False, domain="image"
     )
 
+    kind: ClassVar[type[TiTokConfig]] = TiTokConfig
+
     weights: str | None = None
     seed: int = 0
 
-    @cached_property
-    def config(self) -> TiTokConfig:
-        """From config.json beside the weights.
+    def inferred(self, file: Path) -> TiTokConfig:
+        """From the published config.json beside the weights.
 
         Raises:
             InputError: it is missing, or names sizes that do not exist.
         """
-        if self.weights is None:
-            return TiTokConfig()
-        file = find_weights(self.weights)
-        own = own_config(TiTokConfig, file)
-        if own is not None:
-            return own
         said = file.with_name("config.json")
         config = published_config(read_json(said), str(said))
         return replace(config, pixels=_pixels(shapes_of(file))) if config.legacy else config
@@ -159,7 +143,7 @@ def published_config(values: dict[str, Any], source: str) -> TiTokConfig:
     return TiTokConfig(
         encoder=_SIZES[names[0]],
         decoder=_SIZES[names[1]],
-        encoder_patch=pick(model, "vit_enc_patch_size", int, source),
+        patch=pick(model, "vit_enc_patch_size", int, source),
         decoder_patch=pick(model, "vit_dec_patch_size", int, source),
         image_size=pick(crop, "crop_size", int, source),
         tokens=pick(model, "num_latent_tokens", int, source),
@@ -226,7 +210,7 @@ class _Trunk(nn.Module):
 
 class _Encoder(_Trunk):
     def __init__(self, config: TiTokConfig) -> None:
-        patch = config.encoder_patch
+        patch = config.patch
         super().__init__(config.encoder, (config.image_size // patch) ** 2, config.tokens)
         width = config.encoder[0]
         self.legacy = config.legacy

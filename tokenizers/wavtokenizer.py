@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from mmtok.codes import Codebook
 from mmtok.errors import InputError
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
-from mmtok.tokenizers.network import Networked, find_weights, own_config, read_weights
+from mmtok.tokenizers.network import Networked, read_weights
 from mmtok.tokenizers.wavtokenizer_net import WavTokenizerConfig, WavTokenizerNetwork
 
 _PUBLISHED = "feature_extractor."
@@ -38,7 +38,7 @@ _BOOK = "feature_extractor.encodec.quantizer.vq.layers.0._codebook."
 
 
 @dataclass(frozen=True, kw_only=True)
-class WavTokenizer(Networked, Tokenizer):
+class WavTokenizer(Networked[WavTokenizerConfig], Tokenizer):
     """A recording as one token per hop.
 
     Attributes:
@@ -51,6 +51,8 @@ class WavTokenizer(Networked, Tokenizer):
         coder="cnn+rnn", quantiser="vq", training="joint+gan", streamable=False, domain="general"
     )
 
+    kind: ClassVar[type[WavTokenizerConfig]] = WavTokenizerConfig
+
     weights: str | None = None
     seed: int = 0
 
@@ -59,19 +61,12 @@ class WavTokenizer(Networked, Tokenizer):
         """24,000 Hz in all published models."""
         return self.config.sample_rate
 
-    @cached_property
-    def config(self) -> WavTokenizerConfig:
-        """From mmtok's config.json, else from the shapes of the weights.
+    def inferred(self, file: Path) -> WavTokenizerConfig:
+        """From the shapes of the weights.
 
         Raises:
-            InputError: neither tells.
+            InputError: they do not tell.
         """
-        if self.weights is None:
-            return WavTokenizerConfig()
-        file = find_weights(self.weights)
-        own = own_config(WavTokenizerConfig, file)
-        if own is not None:
-            return own
         state = self.published(read_weights(file))
         return inferred({name: tuple(w.shape) for name, w in state.items()}, str(file))
 

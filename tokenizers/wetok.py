@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from mmtok.codes import Codebook
 from mmtok.errors import InputError
 from mmtok.tokenizers.base import Taxonomy, Tokenizer
-from mmtok.tokenizers.network import Networked, find_weights, own_config
+from mmtok.tokenizers.network import Networked
 from mmtok.tokenizers.quantizers_lfq import GroupedLFQ
 from mmtok.tokenizers.resize import to_multiple
 from mmtok.tokenizers.wetok_net import Decoder, Encoder
@@ -51,7 +52,7 @@ _RATIOS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeTok(Networked, Tokenizer):
+class WeTok(Networked[WeTokConfig], Tokenizer):
     """A picture as a grid of tokens.
 
     Attributes:
@@ -70,6 +71,8 @@ class WeTok(Networked, Tokenizer):
         coder="cnn", quantiser="grouped-lfq", training="joint+gan", streamable=False, domain="image"
     )
 
+    kind: ClassVar[type[WeTokConfig]] = WeTokConfig
+
     weights: str | None = None
     ratio: int | None = None
     generative: bool = False
@@ -82,19 +85,19 @@ class WeTok(Networked, Tokenizer):
 
     @cached_property
     def config(self) -> WeTokConfig:
-        """Of the published model, of mmtok's config.json, or a small one.
+        """Of the published model, of mmtok's config.json, or a small one."""
+        if self.ratio is None and self.weights is not None:
+            return super().config
+        chosen = WeTokConfig() if self.ratio is None else _RATIOS[self.ratio]
+        return replace(chosen, generative=self.generative)
+
+    def inferred(self, file: Path) -> WeTokConfig:
+        """Refused: the shapes do not tell all.
 
         Raises:
-            InputError: weights are named, but not which model they are.
+            InputError: always.
         """
-        if self.ratio is not None:
-            return replace(_RATIOS[self.ratio], generative=self.generative)
-        if self.weights is None:
-            return WeTokConfig(generative=self.generative)
-        own = own_config(WeTokConfig, find_weights(self.weights))
-        if own is None:
-            raise InputError(f"wetok: say which model the weights are: ratio={list(_RATIOS)}")
-        return own
+        raise InputError(f"wetok: say which model the weights are: ratio={list(_RATIOS)}")
 
     def build(self) -> nn.Module:
         """The network of `config`."""

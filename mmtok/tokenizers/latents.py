@@ -6,8 +6,7 @@ Shapes: B pictures, P patches, K latents, k of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from mmtok.codes import Codebook
 from mmtok.errors import InputError
-from mmtok.tokenizers.network import Networked, find_weights, own_config
+from mmtok.tokenizers.network import Networked
 from mmtok.tokenizers.vit import Block
 
 
@@ -45,29 +44,11 @@ class LatentConfig:
         return (self.image_size // self.patch) ** 2
 
 
-class Latents(Networked):
-    """What a `Tokenizer` of latents adds; put it before `Tokenizer`.
+Sizes = TypeVar("Sizes", bound=LatentConfig)
 
-    Its configuration has `tokens` and `entries`, and is `kind` where only mmtok's weights are read.
-    """
 
-    kind: ClassVar[type[Any]]
-    name: str
-
-    @cached_property
-    def config(self) -> Any:
-        """From mmtok's config.json beside the weights.
-
-        Raises:
-            InputError: there is none.
-        """
-        if self.weights is None:
-            return self.kind()
-        file = find_weights(self.weights)
-        own = own_config(self.kind, file)
-        if own is None:
-            raise InputError(f"{file}: {self.name} reads mmtok's weights alone, with config.json")
-        return own
+class Latents(Networked[Sizes]):
+    """What a `Tokenizer` of latents adds; put it before `Tokenizer`."""
 
     @property
     def codebook(self) -> Codebook:

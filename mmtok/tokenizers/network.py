@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,20 +28,41 @@ _OWN = "mmtok"
 _EXPECTED = "weights as .safetensors, .ckpt, .pt, .pth or .bin"
 
 
-class Networked:
+class Networked(Generic[Kind]):
     """What a `Tokenizer` with weights adds; put it before `Tokenizer` among the base classes.
 
     The class has the fields `weights` (the name of one that ships, a folder, a file or a hub
     id; None: random ones) and `seed`.
+
+    Attributes:
+        kind: its configuration, a dataclass of plain values with defaults for a small network.
     """
 
+    kind: ClassVar[type[Any]]
+    name: str
     weights: str | None
     seed: int
 
-    @property
-    @abstractmethod
-    def config(self) -> Any:
-        """The configuration, a dataclass of plain values."""
+    @cached_property
+    def config(self) -> Kind:
+        """The configuration: the small one, that of mmtok's config.json, or `inferred`.
+
+        Raises:
+            InputError: none of them tells.
+        """
+        if self.weights is None:
+            return cast(Kind, self.kind())
+        file = find_weights(self.weights)
+        own: Kind | None = own_config(self.kind, file)
+        return self.inferred(file) if own is None else own
+
+    def inferred(self, file: Path) -> Kind:
+        """The configuration behind published weights; by default there are none.
+
+        Raises:
+            InputError: they do not tell.
+        """
+        raise InputError(f"{file}: {self.name} reads mmtok's weights alone, with config.json")
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -71,7 +92,7 @@ class Networked:
 
     def identity(self) -> dict[str, Any]:
         """The configuration; the weights are added by whoever asks."""
-        return {"config": asdict(self.config)}
+        return {"config": asdict(cast(Any, self.config))}
 
     def state(self) -> Mapping[str, Tensor]:
         """The network's weights."""
@@ -87,7 +108,7 @@ class Networked:
         with replacing(folder / "model.safetensors") as beside:
             save_file(state, beside)
         with replacing(folder / "config.json") as beside:
-            beside.write_text(json.dumps({_OWN: asdict(self.config)}, indent=1))
+            beside.write_text(json.dumps({_OWN: asdict(cast(Any, self.config))}, indent=1))
 
     def to(self, device: torch.device | str) -> Self:
         """The tokenizer itself, its weights moved to a device."""

@@ -33,7 +33,7 @@ class StockFacts:
     tiny: dict[str, Any]
 
 
-class Stock(Networked):
+class Stock(Networked[Any]):
     """What a `Tokenizer` around a stock codec adds; put it before `Tokenizer`."""
 
     @property

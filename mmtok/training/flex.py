@@ -216,8 +216,8 @@ class FlexTrainer:
 
     def _save(self) -> None:
         parts = {"network": self.network.state_dict(), "state": self.state}
-        parts["optimisers"] = self.optimisers.state_dict()
-        checkpoint.save(self.path, parts, self._said)
+        optimisers = self.optimisers.state_dict()
+        checkpoint.save(self.path, {**parts, "optimisers": optimisers}, self._said)
 
 
 def export(
