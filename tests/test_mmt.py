@@ -174,6 +174,7 @@ HOSTILE: list[tuple[str, dict[str, Any]]] = [
     ("at least 1", {"block_tokens": 0}),
     ("at most 201326592", {"shapes": [[[3, 10**6, 10**6], 1]]}),
     ("frames from 0 tokens", {"shapes": [[[5000, 3, 1, 1], 1]]}),
+    ("samples from 0 tokens", {"shapes": [[[1, 2**25], 1]]}),
     (
         "in 0 bytes of codes",
         {"shapes": [[[3, 8000, 8000], 2]], "grids": [[[10], 2]], "counts": [[0, 2]]},

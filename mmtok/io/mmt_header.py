@@ -23,10 +23,9 @@ BLOCK_BITS = 2**15
 """Bits of a block, about: 4 KiB, of which 5 bytes are lost to the check and to rounding."""
 VALUES_PER_BYTE = 2**16
 """Values of media that a byte of codes may stand for, beyond those of one item of any size."""
-FRAMES = 2**12
-"""Frames that a clip may have whatever there is of its codes: codes may be cut to one token."""
-FRAMES_PER_TOKEN = 2**8
-"""More frames for every token."""
+_LENGTHS = {2: ("samples", 1, 2**24, 2**14), 4: ("frames", 0, 2**12, 2**8)}
+"""By dimensions of the media: what runs along time, where in the shape, how many there may be
+whatever the codes, which may be cut to one token, and how many more for every token."""
 _MAX_TEXT = 4096
 
 
@@ -172,9 +171,10 @@ def _check_size(header: Header) -> None:
             f"{most}: keep more tokens, or put fewer items into a file"
         )
     for shape, count in zip(header.shapes, header.counts, strict=True):
-        if len(shape) == 4 and shape[0] > (most := FRAMES + FRAMES_PER_TOKEN * count):
+        name, axis, free, per_token = _LENGTHS.get(len(shape), ("", 0, MAX_VALUES, 0))
+        if shape[axis] > (most := free + per_token * count):
             raise InputError(
-                f"{shape[0]} frames from {count} tokens, expected at most {most}: keep more tokens"
+                f"{shape[axis]} {name} from {count} tokens, expected at most {most}: keep more"
             )
 
 
