@@ -40,8 +40,19 @@ def check_values(name: str, kind: type, values: Mapping[str, Any]) -> None:
     """The same before there is an object: `values` of some fields of the dataclass `kind`."""
     hints = _hints(kind)
     for field, value in values.items():
-        if field in hints and not fits(value, hints[field]):
-            raise InputError(f"{name}: {field} must be {wording(hints[field])}, got {value!r}")
+        if field in hints:
+            check_value(f"{name}: {field}", value, hints[field])
+
+
+def check_value(name: str, value: object, hint: Any) -> None:
+    """The same of one value and one annotation."""
+    if not fits(value, hint):
+        raise InputError(f"{name} must be {wording(hint)}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """A value in one short line, as messages tell of it."""
+    return " ".join(repr(value).split())[:80]
 
 
 def expected(options: Any, field: str) -> str:

@@ -14,6 +14,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from mmtok.accounting.flops import count_flops
@@ -25,15 +26,14 @@ from mmtok.errors import InputError
 from mmtok.io.image import load_image, to_rgb
 from mmtok.io.video import Clip, check_sampling, load_video
 from mmtok.models.cache_name import cache_in
-from mmtok.models.lvlm import LIST_FPS, LVLM, Prompt
+from mmtok.models.lvlm import LIST_FPS, LVLM, Prompt, first_line
 from mmtok.models.reduced import rerouted
 from mmtok.models.reduction import Reduction
 from mmtok.models.turns import Turn
+from mmtok.options import fits, shown
 from mmtok.pruning import Reducer, build
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     Picture = Image | str | PathLike[str]
     Video = Clip | Sequence[Image] | str | PathLike[str]
 
@@ -70,12 +70,14 @@ class Pipeline:
         reduce: a spec such as "todre(keep=0.1)", a reducer, a list of them, or None.
 
     Raises:
-        InputError: a spec is wrong, or a reducer does not fit the model.
+        InputError: no LVLM, a spec is wrong, or a reducer does not fit the model.
     """
 
     def __init__(
         self, lvlm: LVLM, reduce: str | Reducer | Sequence[str | Reducer] | None = None
     ) -> None:
+        if not isinstance(lvlm, LVLM):
+            raise InputError(f"expected what mmtok.load returns, got {shown(lvlm)}")
         self.lvlm = lvlm
         self.reducers = build(reduce)
         Reduction(lvlm.model, self.reducers)  # refuse now what cannot work later
@@ -120,6 +122,10 @@ class Pipeline:
         self, prompts: Sequence[Prompt], *, count: bool = False, **options: Any
     ) -> Result:
         """Answer a batch of (images, clips, text) prompts in one forward; see `generate`."""
+        if not isinstance(prompts, list | tuple) or not all(map(_is_prompt, prompts)):
+            raise InputError(
+                f"expected a list of (images, videos, text) prompts, got {shown(prompts)}"
+            )
         timer = StageTimer(self.lvlm.device, cpu_peak=True)
         with timer.stage("source"):
             inputs = self.lvlm.inputs_batch([_read(prompt) for prompt in prompts])
@@ -141,6 +147,11 @@ class Pipeline:
             count: as in `generate`.
             options: as in `generate`.
         """
+        if count and (cache_in(options) is not None or options.get("streamer") is not None):
+            raise InputError(
+                "count=True runs the prompt twice, but a KV cache or a streamer serves one run: "
+                "leave it out, or count in a call of its own"
+            )
         timer = timer or StageTimer(self.lvlm.device, cpu_peak=True)
         timed = self.one_pass(inputs, timer, **options)
         counted = None
@@ -160,17 +171,22 @@ class Pipeline:
     def one_pass(self, inputs: dict[str, Any], meter: Meter, **options: Any) -> Pass:
         """Run the model once, reporting its stages to `meter`."""
         options = {"max_new_tokens": 32, "do_sample": False} | options
-        new = options["max_new_tokens"]
-        if not isinstance(new, int) or new < 1:
-            raise InputError(f"max_new_tokens must be an int of at least 1, got {new!r}")
+        for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
+            if name in options and not (fits(options[name], int) and options[name] >= 1):
+                raise InputError(f"{name} must be an int of at least 1, got {options[name]!r}")
         if options.get("use_cache") is False:
             raise InputError("a pipeline measures the KV cache: use_cache=False does not fit")
         model = self.lvlm.model
         reduction = Reduction(model, self.reducers, meter)
-        with rerouted(reduction), _prefill_then_decode(model, meter) as caches:
-            made = model.generate(**inputs, **options)
+        with rerouted(reduction), _prefill_then_decode(model, meter) as (caches, places):
+            try:
+                made = model.generate(**inputs, **options)
+            except InputError:
+                raise
+            except ValueError as error:  # what transformers says of an option
+                raise InputError(f"generate: {first_line(error)}") from error
         sequences: Tensor = made if isinstance(made, Tensor) else made.sequences
-        width = max(options.get("num_beams") or 1, options.get("num_return_sequences") or 1)
+        width = max(options.get("num_beams", 1), options.get("num_return_sequences", 1))
         other = reduction.contrast
         return Pass(
             inputs=inputs,
@@ -179,6 +195,7 @@ class Pipeline:
             kv_bytes=tuple(caches),
             contrast_bytes=None if other is None else cache_bytes(other.cache),
             width=width,
+            last_position=None if places[0] is None else int(places[0].max()),
         )
 
 
@@ -195,37 +212,57 @@ def _read(prompt: Any, frames: int | None = None, fps: float | None = None) -> P
     check_sampling(frames, fps)
     for name, media in (("images", images), ("videos", videos)):
         if media is not None and not isinstance(media, list | tuple):
-            raise InputError(f"{name} must be a list of paths or pictures, got {media!r}")
-    pictures = [load_image(x) if isinstance(x, str | PathLike) else to_rgb(x) for x in images or ()]
-    clips = [
-        load_video(x, frames=frames, fps=fps) if isinstance(x, str | PathLike) else x
-        for x in videos or ()
-    ]
-    return pictures, clips, text
+            raise InputError(f"{name} must be a list of paths or pictures, got {shown(media)}")
+    pictures = [_picture(x) for x in images or ()]
+    return pictures, [_clip(x, frames, fps) for x in videos or ()], text
+
+
+def _is_prompt(prompt: Any) -> bool:
+    return isinstance(prompt, list | tuple) and len(prompt) == 3
+
+
+def _picture(given: Any) -> Image:
+    if isinstance(given, str | PathLike):
+        return load_image(given)
+    if not isinstance(given, Image):
+        raise InputError(f"images: expected paths or PIL images, got {shown(given)}")
+    return to_rgb(given)
+
+
+def _clip(given: Any, frames: int | None, fps: float | None) -> Clip | Sequence[Image]:
+    if isinstance(given, str | PathLike):
+        return load_video(given, frames=frames, fps=fps)
+    if isinstance(given, Clip) or fits(given, Sequence[Image]):
+        clip: Clip | Sequence[Image] = given
+        return clip
+    raise InputError(f"videos: expected paths, clips or lists of PIL images, got {shown(given)}")
 
 
 @contextmanager
-def _prefill_then_decode(model: Any, meter: Meter) -> Iterator[list[int]]:
+def _prefill_then_decode(
+    model: Any, meter: Meter
+) -> Iterator[tuple[list[int], list[Tensor | None]]]:
     """Report "prefill" until the first forward is done and "decode" from then on.
 
     Yields:
-        Bytes of the KV cache after the prefill and at the end.
+        Bytes of the KV cache after the prefill and at the end, and the last step's position ids.
     """
     caches: list[int] = []
     last: list[Any] = [None]
+    places: list[Tensor | None] = [None]
     with ExitStack() as stage:
         stage.enter_context(meter.stage("prefill"))
 
-        def after(module: Any, args: Any, output: Any) -> None:
-            last[0] = cache_in(output)
+        def after(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            last[0], places[0] = cache_in(output), kwargs.get("position_ids")
             if not caches:
                 caches.append(cache_bytes(last[0]))
                 stage.close()
                 stage.enter_context(meter.stage("decode"))
 
-        hook = model.register_forward_hook(after)
+        hook = model.register_forward_hook(after, with_kwargs=True)
         try:
-            yield caches
+            yield caches, places
         finally:
             hook.remove()
     if last[0] is not None:

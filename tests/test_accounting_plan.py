@@ -161,7 +161,8 @@ def assert_as_processed(
     lvlm = OnCpu(model=None, processor=build_processor(config), name="", config=config)
     pictures = [picture(i, size[1], size[0]) for i in range(frames or images)]
     inputs = lvlm.inputs(pictures, "what?") if frames is None else lvlm.inputs(videos=[pictures])
-    media = planned(config, size=size, images=images, frames=frames)
+    count = {"images": images} if frames is None else {"frames": frames}
+    media = planned(config, size=size, **count)
     tokens = [config.image_token_id, getattr(config, "video_token_id", None)]
     placeholders = sum(int((inputs["input_ids"] == t).sum()) for t in tokens if t is not None)
     assert sum(media.items) == placeholders

@@ -205,6 +205,9 @@ def test_no_gpu(tmp_path, refused, monkeypatch):
         (["llava-1.5-7b", "--image-size", "0x10"], "positive"),
         (["llava-1.5-7b", "--text-tokens", "-1"], "text_tokens"),
         (["llava-1.5-7b", "--new-tokens", "0"], "new_tokens"),
+        (["llava-1.5-7b", "--frames", "8", "--images", "2"], "images=2 and frames=8"),
+        (["llava-1.5-7b", "--frames", "0"], "frames must be at least 1, got 0"),
+        (["/nope.json"], "expected a model's config.json or the folder of one"),
     ],
 )
 def test_plan(arguments, said, refused):

@@ -127,6 +127,11 @@ class Ledger:
         if self.uncounted:
             most = sorted(self.uncounted.items(), key=lambda item: -item[1])
             notes.append("not counted as FLOPs: " + ", ".join(f"{op} x{n}" for op, n in most))
+        if places := self.meta.get("positions"):
+            notes.append(
+                f"warning: {places['read']} positions, but the model knows {places['known']}: "
+                "its answer means little; ask for fewer frames, smaller pictures or a shorter text"
+            )
         return "".join(f"{note}\n" for note in notes)
 
 

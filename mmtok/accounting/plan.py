@@ -13,6 +13,7 @@ from mmtok.accounting.ledger import Ledger, Stage
 from mmtok.accounting.merged import planned_merging
 from mmtok.accounting.planned import PlannedMedia, planned, resized
 from mmtok.errors import InputError
+from mmtok.options import check_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,7 @@ def plan(
     text_tokens: int = 64,
     image_size: tuple[int, int] | None = None,
     frames: int | None = None,
-    images: int = 1,
+    images: int | None = None,
     dtype: str = "float16",
     new_tokens: int = 1,
     logits: Logits = "last",
@@ -45,7 +46,7 @@ def plan(
         image_size: (height, width) of the pictures or frames in pixels. Default: the vision
             tower's own size, or 448 x 448 where it takes any.
         frames: plan one clip of that many frames in place of pictures.
-        images: number of pictures.
+        images: number of pictures, 1 if there is no clip either.
         dtype: of the KV cache.
         new_tokens: tokens generated; the first comes from the prefill, so 1 means no decode step.
         logits: positions the prefill computes logits for: "last" as in `generate`, or "all".
@@ -54,6 +55,12 @@ def plan(
         InputError: unknown model or reducer, no closed form for it, reducers that do not fit the
             model or one another, or numbers out of range.
     """
+    for name, value, hint in (
+        ("text_tokens", text_tokens, int),
+        ("new_tokens", new_tokens, int),
+        ("logits", logits, Logits),
+    ):
+        check_value(name, value, hint)
     if text_tokens < 0 or new_tokens < 1:
         raise InputError(
             f"expected text_tokens >= 0 and new_tokens >= 1, got {text_tokens} and {new_tokens}"
@@ -90,7 +97,13 @@ class _Ask:
 
 def _config(model: Any) -> Any:
     if not isinstance(model, str | Path):
-        return model
+        if hasattr(model, "model_type"):
+            return model
+        hint = ": pass its .config" if hasattr(model, "config") else ""
+        raise InputError(
+            "expected a shipped configuration's name, a config.json or a transformers config, "
+            f"got {type(model).__name__}{hint}"
+        )
     from mmtok.models.load import load_config, shipped_names
 
     name = str(model)

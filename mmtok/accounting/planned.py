@@ -14,6 +14,7 @@ from typing import Any
 from mmtok.accounting.encoders import kept_cls
 from mmtok.accounting.shapes import MediaShapes, anyres_tiles, cells, side_of
 from mmtok.errors import InputError
+from mmtok.options import check_value, fits, shown
 
 Size = tuple[int, int]
 FREE_SIZE = 448
@@ -29,7 +30,7 @@ class PlannedMedia:
 
 
 def planned(
-    config: Any, *, size: Size | None = None, images: int = 1, frames: int | None = None
+    config: Any, *, size: Size | None = None, images: int | None = None, frames: int | None = None
 ) -> PlannedMedia:
     """Media of a prompt with `images` pictures, or with one clip of `frames` frames.
 
@@ -37,7 +38,7 @@ def planned(
         config: transformers config of the whole model.
         size: (height, width) of the pictures or frames in pixels. Default: the tower's own size,
             or 448 x 448 where it has none.
-        images: number of pictures; ignored for a clip.
+        images: number of pictures, 1 if there is no clip either.
         frames: frames of the clip. Families without clips read them as pictures.
 
     Raises:
@@ -50,10 +51,18 @@ def planned(
             f"there is one for: {', '.join(sorted(_STILLS))}"
         )
     own = getattr(config.vision_config, "image_size", None) or FREE_SIZE
-    size = size or (side_of(own), side_of(own))
-    count = images if frames is None else frames
-    if min(*size, count) < 1:
-        raise InputError(f"expected positive sizes and counts, got {size} pixels, {count} pictures")
+    size = (side_of(own), side_of(own)) if size is None else size
+    if not fits(size, tuple[int, ...]) or len(size) != 2 or min(size) < 1:
+        raise InputError(f"image_size: expected positive sizes (height, width), got {shown(size)}")
+    if images is not None and frames is not None:
+        raise InputError(
+            f"images={images} and frames={frames}: a plan has pictures or one clip, give one"
+        )
+    for name, value in (("images", images), ("frames", frames)):
+        check_value(name, value, int | None)
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    count = images or frames or 1
     make = _STILLS[family] if frames is None else _CLIPS.get(family, _STILLS[family])
     return make(config, size, count)
 

@@ -34,6 +34,7 @@ class Pass:
         kv_bytes: size of the KV cache after the prefill and at the end.
         contrast_bytes: of the cache that a second branch for contrasted logits filled.
         width: beams, or copies of each prompt.
+        last_position: the largest that the decoder read, where the model passes positions.
     """
 
     inputs: dict[str, Any]
@@ -42,6 +43,7 @@ class Pass:
     kv_bytes: tuple[int, ...]
     contrast_bytes: int | None = None
     width: int = 1
+    last_position: int | None = None
 
     @property
     def rows(self) -> int:
@@ -115,7 +117,7 @@ def ledger(
                 mbu=_mbu(lvlm, name, done, time.device_ms, peak),
             )
         )
-    meta = {
+    meta: dict[str, Any] = {
         "model": lvlm.name,
         "reduce": spec,
         "device": _device_name(lvlm.device),
@@ -127,6 +129,10 @@ def ledger(
             "out": sum(k for _, _, k in done.reduction.tokens),
         },
     }
+    known = getattr(lvlm.config.get_text_config(), "max_position_embeddings", None)
+    last = done.last_position
+    if known is not None and last is not None and last >= known:
+        meta["positions"] = {"read": last + 1, "known": known}
     return Ledger(rows, uncounted=counted.uncounted if counted else {}, meta=meta)
 
 

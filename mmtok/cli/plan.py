@@ -23,7 +23,7 @@ def plan(
         typer.Option(metavar="HEIGHTxWIDTH", help="Of pictures and frames, such as 336x336."),
     ] = None,
     frames: Annotated[int | None, typer.Option(help="Plan one clip of so many frames.")] = None,
-    images: Annotated[int, typer.Option(help="How many pictures.")] = 1,
+    images: Annotated[int | None, typer.Option(help="How many pictures.  [default: 1]")] = None,
     new_tokens: Annotated[int, typer.Option(help="Length of the answer.")] = 1,
     dtype: Annotated[str, typer.Option(help="Of the KV cache.")] = "float16",
     as_json: opt.Json = False,

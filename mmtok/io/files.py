@@ -24,7 +24,8 @@ def check_file(path: str | PathLike[str], expected: str) -> Path:
     file = Path(path)
     try:
         if file.is_dir():
-            raise InputError(f"{file}: is a directory, expected {expected}")
+            empty = " (so is an empty path)" if file == Path() else ""
+            raise InputError(f"{file}: is a directory{empty}, expected {expected}")
         if not file.exists():
             raise InputError(f"{file}: no such file, expected {expected}")
         if not file.is_file():

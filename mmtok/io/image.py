@@ -77,8 +77,12 @@ def _opened(path: str | PathLike[str], max_pixels: int) -> Iterator[Image.Image]
                 yield opened
     except (InputError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{file}: too large an image: {reason(error)}") from None
+    except Image.DecompressionBombError:
+        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise InputError(
+            f"{file}: too large an image, expected at most {limit} pixels in all: "
+            "scale it down first"
+        ) from None
     except UnidentifiedImageError:
         raise InputError(
             f"{file}: not an image, or one cut off within its header, expected {_EXPECTED}"

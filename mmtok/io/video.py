@@ -18,6 +18,7 @@ from mmtok.errors import InputError
 from mmtok.io.container import EXPECTED, VideoIndex, index_video
 from mmtok.io.files import check_file
 from mmtok.io.frames import UnfitBackendError, read_decord, read_pyav
+from mmtok.options import check_value
 
 DEFAULT_FRAMES = 8
 MAX_FRAMES = 256
@@ -144,13 +145,15 @@ def check_sampling(frames: int | None, fps: float | None) -> None:
     """Refuse a way of sampling frames that makes no sense, whether there is a video or not.
 
     Raises:
-        InputError: both are given, or one is not positive.
+        InputError: both are given, or one is no number or not positive.
     """
+    check_value("frames", frames, int | None)
+    check_value("fps", fps, float | None)
     if frames is not None and fps is not None:
         raise InputError(f"frames={frames} and fps={fps}: expected one of them, not both")
     if frames is not None and frames < 1:
         raise InputError(f"frames={frames}: expected at least 1")
-    if fps is not None and not 0 < fps < float("inf"):
+    if fps is not None and fps <= 0:
         raise InputError(f"fps={fps}: expected a positive number of frames per second")
 
 

@@ -227,13 +227,25 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+_INSIDE = {"processor": "model", "get_base_model": "get_base_model()", "module": "module"}
+"""Attributes that give away a wrapper, and where it keeps the model."""
+
+
 def family_of(model: Any) -> Family:
     """The facts of a loaded model's family.
 
     Raises:
-        InputError: the family is not in the table; the message says what the table would need.
+        InputError: the family is not in the table; the message says what the table would need. Or
+            no model with a language head, but a wrapper or a part of one.
     """
-    kind = model.config.model_type
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    inside = next((where for name, where in _INSIDE.items() if hasattr(model, name)), None)
+    if kind is None or inside or (kind in FAMILIES and not hasattr(model, "generate")):
+        hint = f": pass its .{inside}" if inside else ""
+        raise InputError(
+            "expected a Hugging Face image-text-to-text model, with its generate(); "
+            f"got {type(model).__name__}{hint}"
+        )
     if kind not in FAMILIES:
         raise InputError(
             unknown("model family", kind, sorted(FAMILIES))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
 from mmtok.models.lvlm import LVLM, first_line
 from mmtok.models.zoo import DATA, embedded_names
+from mmtok.options import check_value
 from mmtok.registry import unknown
 
 if TYPE_CHECKING:
@@ -44,16 +46,17 @@ def load_config(name: str) -> Any:
         return _read_config(DATA / name / "config.json")
     path = Path(name).expanduser()
     if not name or not path.exists():
-        raise _unknown(name, (*shipped_names(), *embedded_names(), *FAMILIES))
+        known = (*shipped_names(), *embedded_names(), *FAMILIES)
+        raise _unknown(name, known, "a model's config.json or the folder of one")
     return _read_config(path / "config.json" if path.is_dir() else path)
 
 
 def load(
-    name: str,
+    name: str | PathLike[str],
     *,
     dummy: bool = False,
-    dtype: str = "auto",
-    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
     revision: str | None = None,
     seed: int = 0,
     attn_implementation: str | None = None,
@@ -65,8 +68,9 @@ def load(
             `dummy`: a shipped configuration ("llava-1.5-7b"), a family ("qwen2_vl": a tiny one), a
             folder or a config.json.
         dummy: random weights drawn from `seed`, with a byte tokenizer; nothing is downloaded.
-        dtype: "float32", "float16", "bfloat16", or "auto": float32 on a CPU, else as published.
-        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
+        dtype: "float32", "float16", "bfloat16" or torch's own; "auto": float32 on a CPU, else as
+            published.
+        device: "cpu", "cuda", "cuda:1" or torch's own; "auto": a GPU if there is one.
         revision: branch, tag or commit of a hub id.
         seed: of the random weights.
         attn_implementation: as in transformers; default SDPA where the family has it.
@@ -79,7 +83,10 @@ def load(
 
     from mmtok.models.weights import pick_device
 
-    where = pick_device(device)
+    check_value("name", name, str | PathLike)
+    check_value("seed", seed, int)
+    name, where = str(name), pick_device(device)
+    dtype = str(dtype).removeprefix("torch.")
     if dtype not in ("auto", *_DTYPES):
         raise InputError(f"dtype must be auto, {', '.join(_DTYPES)}; got {dtype!r}")
     if dtype == "auto" and where.type == "cpu":
@@ -195,9 +202,9 @@ def _check_reads_images(config: Any, name: str) -> None:
         )
 
 
-def _unknown(name: str, known: Sequence[str]) -> InputError:
+def _unknown(name: str, known: Sequence[str], place: str = "a model's folder") -> InputError:
     if _looks_like_a_path(name):
-        return InputError(f"{name}: no such folder or file; expected a model's folder")
+        return InputError(f"{name}: no such folder or file; expected {place}")
     hint = unknown("model", name, list(known))
     return InputError(f"{hint}; a folder or a hub id (owner/name) works too")
 

@@ -51,11 +51,9 @@ def refuse(reduction: Reduction, kwargs: Inputs) -> None:
             "dropping inside the decoder or its KV cache: leave them out"
         )
     if max(beams, copies) > 1 and (inside or reduction.family.flat):
-        raise InputError(
-            "beams and several return sequences do not work with dropping inside the decoder "
-            "or its KV cache, "
-            f"nor with {reduction.model.config.model_type}'s way of passing features, if reduced"
-        )
+        way = f"{reduction.model.config.model_type}'s way of passing features, if reduced"
+        cause = "dropping inside the decoder or its KV cache" if inside else way
+        raise InputError(f"beams and several return sequences do not work with {cause}")
     uses = [kwargs.get("use_cache"), config.use_cache, reduction.model.generation_config.use_cache]
     cached = next((value for value in uses if value is not None), True)
     if not cached and not all(r.keeps_all for r in reduction.reducers):

@@ -12,7 +12,7 @@ _STD = 0.02
 _BLOCK = 65_521  # numbers drawn per tensor; a larger one repeats them (a prime: no two rows agree)
 
 
-def pick_device(device: str) -> torch.device:
+def pick_device(device: str | torch.device) -> torch.device:
     """The torch device named "auto", "cpu", "cuda" or "cuda:1".
 
     Raises:
@@ -22,7 +22,7 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(f"device must be auto, cpu or cuda; got {device!r}") from error
     if found.type not in ("cpu", "cuda"):
         raise InputError(f"device must be auto, cpu or cuda; got {device!r}")
