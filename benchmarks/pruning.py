@@ -87,8 +87,18 @@ def page(found: dict[tuple[str, float], dict[str, Any]], keeps: list[float]) -> 
         for name, cell in listed:
             against = None if name in ("random", "all tokens") else chance
             rows.append(row(name, cell, against))
-        text += f"## keep = {keep:.0%}\n\n{markdown(rows)}\n"
+        text += f"## keep = {keep:.0%}\n\n{markdown(rows)}\n{alike(dict(listed))}"
     return text
+
+
+def alike(cells: dict[str, dict[str, Any]]) -> str:
+    """A line on the methods whose tokens and scores are the same to the last digit."""
+    groups: dict[str, list[str]] = {}
+    for name, cell in cells.items():
+        seen = (cell["costs"]["tokens"], *(cell[part] for part in ("scores", "f1", "yes")))
+        groups.setdefault(repr(seen), []).append(name)
+    same = [", ".join(names) for names in groups.values() if len(names) > 1]
+    return f"Alike in tokens and in every score: {'; '.join(same)}.\n\n" if same else ""
 
 
 def row(name: str, cell: dict[str, Any], chance: Scores | None) -> list[str]:
@@ -204,6 +214,10 @@ POPE's three settings, the other scores are accuracies. **~ marks a score inside
 interval at that budget.** Cost is per question; prefill ms counts scoring and selection in. Methods
 that drop inside the decoder or evict from the cache read all tokens at first: the column shows the
 tokens in front of it. Times are of one run each, in batches, on a shared machine: trust the FLOPs.
+
+`tiny` reads a clip as separate pictures. A method that works between frames sees one frame at a
+time and acts as on a still, so this page says nothing of what it does for clips. Which methods come
+out exactly alike, for this or for another reason, stands under each table.
 
 """
 

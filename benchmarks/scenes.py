@@ -88,7 +88,8 @@ def main() -> None:
     text += (
         "Existence F1 is the mean over POPE's three settings, the others are accuracies, in "
         "percent with 95% bootstrap intervals clustered by picture or clip. Cost is per question: "
-        "GFLOP in closed form, ms of encode, reduce, prefill and decode in batches.\n\n"
+        "GFLOP in closed form, ms of encode, reduce, prefill and decode. Times are of one run "
+        "each, in batches, on a shared machine: trust the FLOPs.\n\n"
     )
     save(f"scenes{suffix}.md", text + markdown(table) + "\n" + verdict(found, args.keep))
 

@@ -7,7 +7,7 @@ c keys (the new ones included), width d, FFN width m, H heads, G key/value heads
     logits  2 n d V, or 2 d V when only the last position is read
     KV      2 G h bytes per token and layer
 
-Sources: the modeling files of transformers 5.23; equal to torch's counter on tiny models.
+Sources: the modeling files of transformers 5.24; equal to torch's counter on tiny models.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ a gated FFN); attention is quadratic per crop, per frame, or per window. Every l
 counted, also where features come from an earlier one: transformers runs them all. SigLIP's pooling
 head is paid for wherever the config has it, though no model here reads it.
 
-Sources: the modeling files of transformers 5.23; equal to torch's counter on tiny models.
+Sources: the modeling files of transformers 5.24; equal to torch's counter on tiny models.
 """
 
 from __future__ import annotations

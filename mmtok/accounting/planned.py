@@ -1,7 +1,7 @@
 """How many visual tokens a picture or a clip of a given size becomes, per family, without a model.
 
 Pixel limits are those of the published preprocessor files, which the config does not hold; tiling
-and rounding follow the image and video processors of transformers 5.23.
+and rounding follow the image and video processors of transformers 5.24.
 """
 
 from __future__ import annotations

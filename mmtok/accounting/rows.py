@@ -117,6 +117,13 @@ def ledger(
                 mbu=_mbu(lvlm, name, done, time.device_ms, peak),
             )
         )
+    return Ledger(
+        rows, uncounted=counted.uncounted if counted else {}, meta=_meta(lvlm, spec, done)
+    )
+
+
+def _meta(lvlm: LVLM, spec: str, done: Pass) -> dict[str, Any]:
+    """What was run on what; positions only where the prompt has more than the model knows."""
     meta: dict[str, Any] = {
         "model": lvlm.name,
         "reduce": spec,
@@ -133,7 +140,7 @@ def ledger(
     last = done.last_position
     if known is not None and last is not None and last >= known:
         meta["positions"] = {"read": last + 1, "known": known}
-    return Ledger(rows, uncounted=counted.uncounted if counted else {}, meta=meta)
+    return meta
 
 
 def _tokens(done: Pass) -> dict[str, tuple[int | None, int | None]]:
