@@ -16,6 +16,7 @@ import torch
 from card import card, save
 
 from mmtok.cli.output import quiet
+from mmtok.eval.judge import FEWEST
 
 PARTS = {"text": "decoding_text", "images": "decoding_images"}
 """Part -> module beside this one, whose `section(args)` returns Markdown."""
@@ -29,10 +30,12 @@ TERMS = (
     "the prompt included; below 0 there are more forwards than tokens.\n"
     "- *exact*: by a rule that enumeration and chi-square show to be so "
     "([numbers](decoding_law.md)). *the same*: outputs equal to plain decoding, token by token.\n"
-    "- *TV*, of lossy rules: total variation between the law of a step's first token and the "
-    "target's (when greedy: from its argmax); given the drafts where they were chosen, over all "
-    "draws where one was drawn. Mean over n steps ± one standard error between inputs, in runs of "
-    "their own. Tokens deeper in a draft are not in it.\n"
+    "- *TV*, of lossy rules: total variation between the law of a token and the target's, given "
+    "the tokens before it, at every place of a step where a draft was judged; given the drafts "
+    "where they were chosen, over all draws where one was drawn. When greedy, the distance from "
+    "the target's argmax; of chosen drafts, whether the token differs. Mean over n such tokens ± "
+    "one standard error between inputs, in runs of their own. A token behind the last draft is "
+    "the target's own and not in it.\n"
     "- *peak*: resident memory of one run above what the process held right before it, models "
     "loaded.\n\n"
 )
@@ -50,6 +53,8 @@ def main() -> None:
     args = parser.parse_args()
     if "text" in args.part and (reason := smollm2.missing()):
         raise SystemExit(f"the text part needs SmolLM2: {reason}")
+    if "images" in args.part and args.quality < FEWEST:
+        raise SystemExit(f"--quality must be at least {FEWEST} pictures, got {args.quality}")
     torch.set_num_threads(1)
     quiet()
     sections = [import_module(PARTS[part]).section(args) for part in args.part]

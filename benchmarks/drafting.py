@@ -26,7 +26,7 @@ class Output:
     Attributes:
         new: tokens behind the prompt, the end of the sequence included.
         forwards: of the target; None: as many as it was called.
-        tv: where asked for, per step, the distance of its first token's law from the target's.
+        tv: where asked for, per judged token, the distance of its law from the target's.
     """
 
     new: list[int]
@@ -155,9 +155,9 @@ def clustered(clusters: Sequence[Sequence[float]]) -> Mean | None:
 
 
 def variation(method: Method, inputs: Sequence[Any]) -> Mean | None:
-    """Total variation between the law of a step's first token and the target's.
+    """Total variation between the law of a judged token and the target's.
 
-    None where it cannot be had: for siblings that were drawn together.
+    None where it cannot be had: for siblings that were drawn together, or of a single input.
     """
     run = method.make()
     return clustered([run(row, 1000 + at, True).tv for at, row in enumerate(inputs)])

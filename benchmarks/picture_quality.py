@@ -122,7 +122,7 @@ def batches(kinds: Sequence[str], count: int, size: int = 50) -> list[tuple[int,
 
 
 def by_rule(painter: VisualAR, rule: str, scale: float, count: int, law: Sequence[str]) -> Quality:
-    """Draw `count` pictures of all classes alike; measure the law on those of `law`, one by one."""
+    """Draw `count` pictures of all classes alike; measure the law on others, of `law`'s classes."""
     plain = rule == "plain"
     drafts: Any = Bare() if plain else painter.drafter(MODEL_DRAFT)
     judge = painter.verifier("deterministic" if plain else rule)
@@ -143,7 +143,7 @@ def by_rule(painter: VisualAR, rule: str, scale: float, count: int, law: Sequenc
 
 
 def by_zipar(painter: VisualAR, window: int, scale: float, count: int) -> Quality:
-    """The same of ZipAR, which has no law of a step."""
+    """The same of ZipAR, which has no drafts and so no law of judged tokens."""
     kinds, pictures = painter.vocabulary.classes, []
     for seed, asked in batches(kinds, count):
         codes, forwards = zipped(painter, asked, window, scale, seed, 1.0)

@@ -64,6 +64,16 @@ class Verifier:
             path.append(node)
         return Verdict(path, self.bonus(probs(node), uniform))
 
+    def law(self, p: Tensor, q: Tensor) -> Tensor:
+        """Distribution (V,) of the next token, one draft drawn from q (V,): every draft enumerated.
+
+        V calls of the rule here; a rule that is measured often says the same for all at once.
+        """
+        law = torch.zeros_like(p)
+        for token in q.nonzero():
+            law += q[token] * self.level(p, token, q).law(token)
+        return law
+
     def wanted(self, p: Tensor) -> Tensor:
         """The law (V,) an exact rule of this kind gives: p, or all on its argmax."""
         return one_hot(p) if self.argmax else p
@@ -154,16 +164,11 @@ def drawn_from(q: Tensor | None) -> Tensor:
 
 
 def total_variation(verifier: Verifier, p: Tensor, q: Tensor) -> float:
-    """Distance of the next token's law from the exact one, one draft drawn from q, enumerated.
+    """Distance of the next token's law from the exact one, over all drafts drawn from q.
 
     Args:
-        verifier: any; V calls of its rule.
+        verifier: any; `Verifier.law` says what it costs.
         p: (V,) float64.
         q: (V,) float64.
     """
-    law = torch.zeros_like(p)
-    for token in q.nonzero():
-        accept, rest = verifier.level(p, token, q)
-        law[token] += q[token] * accept
-        law += q[token] * (1 - accept) * rest
-    return float((law - verifier.wanted(p)).abs().sum() / 2)
+    return float((verifier.law(p, q) - verifier.wanted(p)).abs().sum() / 2)

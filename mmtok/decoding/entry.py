@@ -13,7 +13,7 @@ from mmtok.decoding import drafter_registry, verifier_registry
 from mmtok.decoding.base import Drafter, Verifier
 from mmtok.decoding.engine import Engine, Row
 from mmtok.decoding.options import for_prompts, guidance, ids, processors, settings, stopping
-from mmtok.decoding.prompts import Inputs, with_mask
+from mmtok.decoding.prompts import Inputs, check_places, with_mask
 from mmtok.decoding.stats import Stats
 from mmtok.decoding.target import Target
 from mmtok.errors import InputError
@@ -81,6 +81,7 @@ def generate(
     drafts = drafter_registry.build(drafter) if isinstance(drafter, str) else drafter
     full = with_mask(inputs)
     config = settings(model, generation_config, options, full["input_ids"].shape[1])
+    check_places(model, full, config.max_new_tokens)
     seeds = _seeds(seed, len(full["input_ids"]))
     rows = _rows(model, full, config, for_prompts(logits_processor), seeds)
     engine = Engine(

@@ -101,6 +101,34 @@ def lantern(
     return Level(torch.stack(accept), p)
 
 
+def lantern_law(
+    p: Tensor,
+    q: Tensor,
+    near: Tensor,
+    delta: float,
+    first: int = 0,
+    published: bool = False,
+) -> Tensor:
+    """Distribution (V,) of the next token by `lantern`, one draft drawn from q, in O(V + C K).
+
+    A reject leaves (p - q)+, and all of p at the codes cleared. Arguments as in `lantern`.
+    """
+    codes, ids = slice(first, first + len(near)), near + first
+    summed = p[ids[:, :-1] if published else ids]
+    threshold = delta if delta <= 1 else (delta - 1) * p[codes, None]
+    lent = summed.cumsum(1) <= threshold
+    raised = p.clone()
+    raised[codes] += (summed * lent).sum(1)
+    cleared = lent.any(1, keepdim=True).expand_as(ids) if published else lent
+    back = torch.minimum(p, q)[ids] * cleared
+    left = (p - q).clamp(min=0)
+    mass = left.sum().repeat(len(p))
+    mass[codes] += back.sum(1)
+    share = (q - raised).clamp(min=0) / mass.clamp(min=EPSILON)  # what is rejected is never more
+    law = torch.minimum(q, raised) + share.sum() * left
+    return law.index_add(0, ids.flatten(), (share[codes, None] * back).flatten())
+
+
 def lantern_greedy(
     p: Tensor, siblings: Tensor, near: Tensor, delta: float, first: int = 0
 ) -> Level:
@@ -129,6 +157,35 @@ def group(p: Tensor, token: int, ranks: int, gap: float, far: Tensor | None) -> 
     window[order[max(0, rank - ranks) : rank + ranks + 1]] = True
     window &= (p - p[token]).abs() < gap
     return window if far is None else window & ~far
+
+
+def group_shares(
+    p: Tensor, q: Tensor, ranks: int, gap: float, codebook: Tensor | None, distance: float
+) -> Tensor:
+    """(V,) what `grouped` accepts each token with, by the group of each; 0 where q is.
+
+    Args:
+        p: (V,) target distribution.
+        q: (V,) draft distribution.
+        ranks: see `group`.
+        gap: see `group`.
+        codebook: (V, D), a row per token, NaN for what is no code and gets the exact rule; None:
+            no token is far.
+        distance: squared, from which on a token is far.
+    """
+    order = p.argsort(stable=True)
+    place = torch.arange(len(p))
+    above, below = torch.zeros_like(p), torch.zeros_like(p)
+    for shift in range(-ranks, ranks + 1):
+        other = order[(place + shift).clamp(0, len(p) - 1)]
+        kept = (place + shift >= 0) & (place + shift < len(p))
+        kept &= (p[other] - p[order]).abs() < gap
+        if codebook is not None:
+            kept &= (codebook[other] - codebook[order]).square().sum(1) < distance
+        above[order] += p[other] * kept
+        below[order] += q[other] * kept
+    share = torch.where(below > 0, above / below, p / q)
+    return torch.where(q > 0, share, 0).clamp(max=1)
 
 
 def grouped(p: Tensor, q: Tensor, kept: Tensor) -> Level:

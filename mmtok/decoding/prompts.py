@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Embedding
 from torch.nn.functional import pad
 
 from mmtok.errors import InputError
@@ -14,6 +16,7 @@ from mmtok.models.cache_name import CACHE_NAMES, cache_name
 
 Inputs = dict[str, Any]
 _ATTENTION = ("sdpa", "eager")
+_POSITIONS = re.compile(r"(wpe|position\w*|positions_embed)$")  # the last part of a name
 _OURS = (*CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 
 
@@ -83,6 +86,36 @@ def positioned(model: Any, inputs: Inputs) -> Inputs:
         *full["position_ids"].shape[:-2], *full["input_ids"].shape
     )
     return full
+
+
+def check_places(model: Any, inputs: Inputs, new: int) -> None:
+    """Refuse more tokens than a table of positions has places; positions that are computed go on.
+
+    Args:
+        model: whose language model may hold such a table, with up to two more rows than places.
+        inputs: of the prompts.
+        new: tokens behind each prompt, the last of which is never read.
+
+    Raises:
+        InputError: a row would run past the table.
+    """
+    text = model.config.get_text_config(decoder=True)
+    places = getattr(text, "max_position_embeddings", None)
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    tables = (
+        module.num_embeddings
+        for name, module in getattr(decoder, "named_modules", dict)()
+        if isinstance(module, Embedding) and _POSITIONS.search(name)
+    )
+    if places is None or not any(places <= rows <= places + 2 for rows in tables):
+        return
+    read = int(positioned(model, inputs)["position_ids"].max()) + 1
+    if read + new - 1 > places:
+        raise InputError(
+            f"the model has a table of {places} positions, prompts of {read} tokens and "
+            f"{new} new ones need {read + new - 1}: pass max_new_tokens={max(places - read + 1, 0)} "
+            "or less, or a shorter prompt"
+        )
 
 
 def last_token(inputs: Inputs) -> Inputs:

@@ -41,6 +41,12 @@ class Level(NamedTuple):
         return law.index_add(0, siblings, self.accept * alive[:-1])
 
 
+def one_draw(q: Tensor, accept: Tensor, rest: Tensor) -> Tensor:
+    """Law (V,) behind one draft from q (V,), each accepted with `accept` (V,), else one `rest`."""
+    kept = q * accept
+    return kept + (q.sum() - kept.sum()) * rest
+
+
 def one_hot(p: Tensor) -> Tensor:
     """All on the most likely token, the lowest id of several."""
     best = torch.zeros_like(p)

@@ -7,8 +7,8 @@ as small as the codebook. Drafters, verifiers and guidance need not know.
 Janus: a head and embeddings of its own for codes; unconditional prompts are the prompt with all
 but its beginning-of-sequence and beginning-of-image tokens replaced by padding that is attended
 to. Emu3: codes are words of the text's vocabulary, and every row of the image ends in a newline.
-Chameleon: words of the vocabulary as well; transformers 5.24 forbids them in its own `generate`
-and holds no decoder for them, so codes come out and pixels do not.
+Chameleon: words of the vocabulary as well; transformers, 5.23 and 5.24 alike, forbids them in its
+own `generate` and holds no decoder for them, so codes come out and pixels do not.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FEATURES, CLASSES = 32, 10
+FEWEST = 2  # pictures with a covariance
 _MEAN, _COVARIANCE = "photographs.mean", "photographs.covariance"
 
 
@@ -81,9 +82,16 @@ class Judge:
         """`accuracy`, and `frechet` to the held-out photographs.
 
         Args:
-            pictures: (B, 3, 32, 32) in [0, 1], more than 32 of them.
+            pictures: (B, 3, 32, 32) in [0, 1], more than 32 of them to fill the 32 features.
             classes: (B,) what was asked for.
+
+        Raises:
+            InputError: fewer than two pictures, which have no covariance.
         """
+        if len(pictures) < FEWEST:
+            raise InputError(
+                f"the Fréchet distance needs at least {FEWEST} pictures, got {len(pictures)}"
+            )
         features, seen = self.read(pictures)
         distance = frechet_of_moments(moments(features), (self.mean, self.covariance))
         return {"accuracy": float((seen == classes).double().mean()), "frechet": distance}

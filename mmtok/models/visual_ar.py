@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
 from mmtok.models.causal import load_causal
+from mmtok.models.zoo import DATA
 from mmtok.registry import parse_spec, unknown
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ class Vocabulary:
         codes: how many codes there are; code c is the token first_code + c.
         classes: their names; class i is the token first_class + i.
         unconditional: the token of no class.
-        draft: name of a smaller model of the same vocabulary, "" for none.
+        draft: a smaller model of the same vocabulary, one that ships or a folder, whose relative
+            path starts at the folder of this one; "" for none.
     """
 
     tokenizer: str
@@ -218,9 +221,17 @@ class VisualAR:
         if draft is None and not self.vocabulary.draft:
             raise InputError(f"{name} needs a draft model and {self.name} has none")
         if draft is None:
-            draft = load_causal(self.vocabulary.draft, self.model.device)
+            draft = load_causal(self._draft, self.model.device)
         drafts: Drafter = drafter_registry.make(name, {**arguments, "model": draft})
         return drafts
+
+    @property
+    def _draft(self) -> str:
+        """The draft model that ships, else a folder; a relative path starts at the model's own."""
+        name = self.vocabulary.draft
+        if (DATA / name / "config.json").is_file():
+            return name
+        return str(Path(self.name).expanduser() / Path(name).expanduser())
 
     def verifier(self, spec: str, near: int = 32) -> Verifier:
         """The verifier of a spec, with the codebook and `near` neighbours of every code if it asks.

@@ -59,3 +59,12 @@ class GSD(Verifier):
             away = (self.codebook - self.codebook[code]).square().sum(1)
             far[self.first : self.first + len(away)] = away >= self.distance
         return lossy.grouped(p, q, lossy.group(p, token, self.ranks, self.gap, far))
+
+    def law(self, p: Tensor, q: Tensor) -> Tensor:
+        """See `lossy.group_shares`."""
+        book = None
+        if self.codebook is not None:
+            book = self.codebook.new_full((len(p), self.codebook.shape[1]), torch.nan)
+            book[self.first : self.first + len(self.codebook)] = self.codebook
+        accept = lossy.group_shares(p, q, self.ranks, self.gap, book, self.distance)
+        return rules.one_draw(q, accept, rules.residual(p, q))

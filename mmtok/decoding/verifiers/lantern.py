@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from mmtok.decoding import lossy
@@ -49,3 +50,8 @@ class Lantern(Verifier):
         """See `lossy.lantern`."""
         near = self.near if self.near is not None else siblings.new_zeros(0, 0)
         return lossy.lantern(p, siblings, q, near, self.delta, self.first, self.published)
+
+    def law(self, p: Tensor, q: Tensor) -> Tensor:
+        """See `lossy.lantern_law`."""
+        near = self.near if self.near is not None else torch.zeros(0, 0, dtype=torch.long)
+        return lossy.lantern_law(p, q, near, self.delta, self.first, self.published)

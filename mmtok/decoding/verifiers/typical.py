@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from mmtok.decoding import lossy
 from mmtok.decoding.base import Verifier
-from mmtok.decoding.rules import Level
+from mmtok.decoding.rules import Level, one_draw
 from mmtok.errors import InputError
 
 
@@ -32,3 +33,8 @@ class Typical(Verifier):
     def level(self, p: Tensor, siblings: Tensor, q: Tensor | None) -> Level:
         """See `lossy.typical`."""
         return lossy.typical(p, siblings, self.eps, self.alpha)
+
+    def law(self, p: Tensor, q: Tensor) -> Tensor:
+        """No draft has a say in what becomes of another."""
+        accept, rest = self.level(p, torch.arange(len(p)), q)
+        return one_draw(q, accept, rest)
