@@ -85,3 +85,32 @@ def test_values_of_another_type_are_refused_in_one_line(spec: str, message: str)
     with pytest.raises(InputError, match=re.escape(f"{name}: {message}")) as caught:
         registry.build(spec)
     assert "\n" not in str(caught.value)
+
+
+def tables() -> dict[str, Any]:
+    """Models of 21 learnt places; OPT's table has two rows more."""
+    from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+
+    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    own = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 21}
+    size = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 16, "num_attention_heads": 2}
+    size |= {"num_hidden_layers": 1, "max_position_embeddings": 21, "do_layer_norm_before": True}
+    opt = OPTConfig(vocab_size=24, **size, **ends)
+    gpt2 = GPT2Config(vocab_size=24, **own, **ends)
+    return {"gpt2": GPT2LMHeadModel(gpt2).eval(), "opt": OPTForCausalLM(opt).eval()}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_a_table_of_positions_is_filled_and_not_run_past(name: str) -> None:
+    model, asked = tables()[name], prompts([9, 4])
+    usual: dict[str, Any] = {"drafter": "lookup", "do_sample": False, "pad_token_id": 0}
+    ours = generate(model, asked, max_new_tokens=13, **usual).sequences
+    theirs = model.generate(**asked, max_new_tokens=13, do_sample=False, pad_token_id=0)
+    assert torch.equal(ours, theirs)
+    with pytest.raises(InputError, match="table of 21 positions.* pass max_new_tokens=13 or less"):
+        generate(model, asked, max_new_tokens=14, **usual)
+    longer: dict[str, Any] = {"negative": prompts([12, 10]), "max_new_tokens": 11}
+    generate(model, asked, **longer, **usual)  # without guidance nobody reads it
+    with pytest.raises(InputError, match="prompts of 12 tokens"):
+        generate(model, asked, **longer, **usual, guidance_scale=2.0)
+    generate(llama(), prompts([250]), max_new_tokens=13, **usual)  # its positions are computed

@@ -62,6 +62,11 @@ def test_plain_transformers_loads_target_and_drafter():
         assert torch.equal(model(ids).logits, ours(ids).logits)
 
 
+def test_one_picture_has_no_distance_from_photographs():
+    with pytest.raises(InputError, match="needs at least 2 pictures, got 1"):
+        load_judge().figures(torch.rand(1, 3, 32, 32), torch.zeros(1))
+
+
 def test_pictures_show_their_class_and_the_tokenizer_keeps_them(painter):
     kinds = [*CLASSES] * 3
     made = painter.generate(kinds, painter.drafter("draftmodel"), guidance=GUIDANCE)

@@ -176,6 +176,17 @@ def test_the_command_says_it_in_one_line(tmp_path: Path, folder: Path, capsys: A
         refused("--model", str(folder), "--drafter", "lookup")
 
 
+def test_a_draft_model_is_found_from_the_folder_that_names_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(DATA / DRAFT, folder / "small" / "draft")
+    monkeypatch.chdir(folder / "small")  # from where the path of the draft leads nowhere
+    for draft, name in (("small/draft", str(folder)), ("small/draft", ".."), (DRAFT, "..")):
+        visual(folder, draft=draft)
+        drafter: Any = load_visual_ar(name).drafter("draftmodel")
+        assert drafter.model.num_parameters() == load_causal(DRAFT).num_parameters()
+
+
 def test_an_end_of_sequence_in_a_folder_does_not_cut_pictures(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"eos_token_id": [0, 1, 2], "top_k": 0}')
     made = [

@@ -81,11 +81,13 @@ def generate(
     drafts = drafter_registry.build(drafter) if isinstance(drafter, str) else drafter
     full = with_mask(inputs)
     config = settings(model, generation_config, options, full["input_ids"].shape[1])
-    check_places(model, full, config.max_new_tokens)
+    scale = guidance(guidance_scale, config)
+    for asked in (full, negative) if negative and scale != 1 else (full,):
+        check_places(model, asked, config.max_new_tokens)
     seeds = _seeds(seed, len(full["input_ids"]))
     rows = _rows(model, full, config, for_prompts(logits_processor), seeds)
     engine = Engine(
-        Target(model, guidance_scale=guidance(guidance_scale, config)),
+        Target(model, guidance_scale=scale),
         drafts,
         _verifier(verifier, drafts, bool(config.do_sample)),
         sample=bool(config.do_sample),

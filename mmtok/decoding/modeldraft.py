@@ -113,7 +113,7 @@ class ModelDrafter(GrowingDrafter):
             raise InputError(f"{type(self).__name__} needs model=, a causal language model")
         if not self.temperature >= 0:
             raise InputError(f"temperature must not be negative, got {self.temperature!r}")
-        self._target = Target(self.model, drafts=True)
+        self._target = Target(self.model)
 
     @property
     def kind(self) -> Kind:
@@ -135,7 +135,7 @@ class ModelDrafter(GrowingDrafter):
         width = max(map(len, seen))
         tokens = torch.tensor([[0] * (width - len(s)) + s for s in seen])
         mask = torch.arange(width) >= width - torch.tensor([[len(s)] for s in seen])
-        self._target = Target(self.model, drafts=True)
+        self._target = Target(self.model)
         device = self.model.device
         self._target.prefill(
             {"input_ids": tokens.to(device), "attention_mask": mask.long().to(device)}

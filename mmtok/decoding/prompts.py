@@ -88,26 +88,35 @@ def positioned(model: Any, inputs: Inputs) -> Inputs:
     return full
 
 
-def check_places(model: Any, inputs: Inputs, new: int) -> None:
-    """Refuse more tokens than a table of positions has places; positions that are computed go on.
+def places_of(model: Any) -> int | None:
+    """How many places a learnt table of positions has; None where positions are computed.
 
-    Args:
-        model: whose language model may hold such a table, with up to two more rows than places.
-        inputs: of the prompts.
-        new: tokens behind each prompt, the last of which is never read.
-
-    Raises:
-        InputError: a row would run past the table.
+    A table may have up to two more rows than places, for padding.
     """
     text = model.config.get_text_config(decoder=True)
-    places = getattr(text, "max_position_embeddings", None)
+    places: int | None = getattr(text, "max_position_embeddings", None)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     tables = (
         module.num_embeddings
         for name, module in getattr(decoder, "named_modules", dict)()
         if isinstance(module, Embedding) and _POSITIONS.search(name)
     )
-    if places is None or not any(places <= rows <= places + 2 for rows in tables):
+    known = places is not None and any(places <= rows <= places + 2 for rows in tables)
+    return places if known else None
+
+
+def check_places(model: Any, inputs: Inputs, new: int) -> None:
+    """Refuse more tokens than a learnt table of positions has places.
+
+    Args:
+        model: with or without one.
+        inputs: of the prompts.
+        new: tokens behind each prompt, the last of which is never read.
+
+    Raises:
+        InputError: a row would run past the table.
+    """
+    if (places := places_of(model)) is None:
         return
     read = int(positioned(model, inputs)["position_ids"].max()) + 1
     if read + new - 1 > places:

@@ -20,6 +20,7 @@ from mmtok.decoding.prompts import (
     check_model,
     doubled,
     last_token,
+    places_of,
     positioned,
 )
 from mmtok.decoding.tree import DraftTree
@@ -33,9 +34,6 @@ class Target:
         model: anything whose forward takes input_ids, a 4-D attention mask, position_ids and
             a KV cache, and returns logits.
         guidance_scale: s in z = u + s (c - u); 1 runs without guidance.
-        drafts: places behind the model's last one become that one. A tree may reach further than
-            the row, and a model with a table of places has none there; other tokens need the
-            error.
 
     Attributes:
         forwards: calls of the model so far.
@@ -48,11 +46,9 @@ class Target:
         InputError: the model cannot take a mask, positions or a cache of ours.
     """
 
-    def __init__(self, model: Any, *, guidance_scale: float = 1.0, drafts: bool = False) -> None:
+    def __init__(self, model: Any, *, guidance_scale: float = 1.0) -> None:
         self._held = check_model(model)
-        text = model.config.get_text_config(decoder=True)
-        places = getattr(text, "max_position_embeddings", None) if drafts else None
-        self._last = None if places is None else places - 1
+        self._places = places_of(model)
         self.model, self.scale, self.forwards = model, guidance_scale, 0
         self._additive = attention_of(model) == "eager"
         self.watched: tuple[int, ...] = ()
@@ -138,8 +134,9 @@ class Target:
         self.cache.tail += tokens.shape[1]
         return self.guide(out.logits)
 
-    def _within(self, places: Tensor) -> Tensor:
-        return places if self._last is None else places.clamp(max=self._last)
+    def _within(self, positions: Tensor) -> Tensor:
+        """Drafts that nobody keeps, and finished rows, run past a table of places; rows do not."""
+        return positions if self._places is None else positions.clamp(max=self._places - 1)
 
     def commit(self, kept: list[list[int]]) -> None:
         """Keep these tail nodes of each row, roll the other ones back."""

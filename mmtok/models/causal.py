@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
-from mmtok.models.zoo import DATA, embedded_generators
+from mmtok.models.zoo import embedded_generators, folder_of
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def load_causal(name: str, device: torch.device | str = "cpu") -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = DATA / name if (DATA / name).is_dir() else Path(name).expanduser()
+    folder = folder_of(name)
     if not name or not (folder / "config.json").is_file():
         known = ", ".join(embedded_generators())
         raise InputError(f"{name}: no model; expected {known} or a folder with a config.json")

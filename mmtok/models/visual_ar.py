@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
 from mmtok.models.causal import load_causal
-from mmtok.models.zoo import DATA
+from mmtok.models.zoo import folder_of
 from mmtok.registry import parse_spec, unknown
 
 if TYPE_CHECKING:
@@ -221,17 +220,10 @@ class VisualAR:
         if draft is None and not self.vocabulary.draft:
             raise InputError(f"{name} needs a draft model and {self.name} has none")
         if draft is None:
-            draft = load_causal(self._draft, self.model.device)
+            place = folder_of(self.vocabulary.draft, folder_of(self.name))
+            draft = load_causal(str(place), self.model.device)
         drafts: Drafter = drafter_registry.make(name, {**arguments, "model": draft})
         return drafts
-
-    @property
-    def _draft(self) -> str:
-        """The draft model that ships, else a folder; a relative path starts at the model's own."""
-        name = self.vocabulary.draft
-        if (DATA / name / "config.json").is_file():
-            return name
-        return str(Path(self.name).expanduser() / Path(name).expanduser())
 
     def verifier(self, spec: str, near: int = 32) -> Verifier:
         """The verifier of a spec, with the codebook and `near` neighbours of every code if it asks.

@@ -35,6 +35,12 @@ def located(weights: str) -> Path:
     return DATA / weights if weights in embedded_tokenizers() else Path(weights)
 
 
+def folder_of(name: str, beside: Path = Path()) -> Path:
+    """The folder of a model that ships, else the path that `name` is, starting at `beside`."""
+    ships = DATA / name
+    return ships if (ships / "config.json").is_file() else beside / Path(name).expanduser()
+
+
 def embedded_generators() -> tuple[str, ...]:
     """Names of the visual autoregressive models; what only drafts for one is not among them."""
     visual = {name: config.get("visual") for name, config in _configs().items()}
