@@ -121,9 +121,8 @@ def check_places(model: Any, inputs: Inputs, new: int) -> None:
     read = int(positioned(model, inputs)["position_ids"].max()) + 1
     if read + new - 1 > places:
         raise InputError(
-            f"the model has a table of {places} positions, prompts of {read} tokens and "
-            f"{new} new ones need {read + new - 1}: pass max_new_tokens={max(places - read + 1, 0)} "
-            "or less, or a shorter prompt"
+            f"the model has a table of {places} positions, prompts of {read} tokens and {new} new "
+            f"ones need {read + new - 1}: pass a smaller max_new_tokens or a shorter prompt"
         )
 
 
