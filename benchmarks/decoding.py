@@ -20,7 +20,7 @@ from mmtok.eval.judge import FEWEST
 
 PARTS = {"text": "decoding_text", "images": "decoding_images"}
 """Part -> module beside this one, whose `section(args)` returns Markdown."""
-SIZES = {"limit": None, "tokens": 24, "sampled_tokens": 12, "pictures": 20, "quality": 500}
+SIZES = {"limit": None, "tokens": 20, "sampled_tokens": 12, "pictures": 20, "quality": 500}
 TERMS = (
     "Every method runs on the same inputs in turn in one process, batch 1, float32. Plain "
     "decoding, and drafts without a verifier, are transformers' own `generate`.\n\n"
