@@ -98,11 +98,8 @@ class VisualTokens:
     def _check_finite(self) -> None:
         for name in ("features", "cls_attention", "cls_joint", "keys"):
             value = getattr(self, name)
-            if value is None or bool(value.sum(dtype=torch.float32).isfinite()):
-                continue  # one cheap kernel; a sum that overflows is looked at closely
-            gone = ~self.mask if value.ndim == 2 else ~self.mask[..., None]
-            if not bool(torch.isfinite(value.masked_fill(gone, 0)).all()):
-                raise InputError(f"{name} hold NaN or infinite values in valid tokens")
+            if value is not None:
+                check_finite(name, value, self.mask)
 
     @property
     def leads(self) -> Tensor:
@@ -191,3 +188,12 @@ def pad_indices(indices: list[Tensor], device: torch.device) -> tuple[Tensor, Te
         index[row, : len(item)] = item.to(device)
         mask[row, : len(item)] = True
     return index, mask
+
+
+def check_finite(name: str, value: Tensor, mask: Tensor) -> None:
+    """InputError unless (B, N) or (B, N, D) values are finite wherever the (B, N) mask holds."""
+    if bool(value.sum(dtype=torch.float32).isfinite()):
+        return  # one cheap kernel; a sum that overflows is looked at closely
+    gone = ~mask if value.ndim == 2 else ~mask[..., None]
+    if not bool(torch.isfinite(value.masked_fill(gone, 0)).all()):
+        raise InputError(f"{name} hold NaN or infinite values in valid tokens")

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmtok import InputError
 from mmtok.pruning import ToMe, VisualTokens
 from mmtok.pruning.groups import Groups, merge_down
 
@@ -31,6 +32,14 @@ def test_merging_conserves_mass(seed: int, n: int, every: int) -> None:
     for item in range(2):
         first = groups.first[item, : int((groups.size[item] > 0).sum())]
         assert (first[1:] > first[:-1]).all(), "raster order"
+
+
+@pytest.mark.parametrize("every", [2, 3])
+@pytest.mark.parametrize(("value", "r"), [(float("nan"), 2), (1.0, 7)])
+def test_rounds_end_where_nothing_can_join(every: int, value: float, r: int) -> None:
+    size = torch.ones(1, 6)
+    with pytest.raises(InputError, match="no tokens are left that can merge"):
+        merge_down(torch.full((1, 6, 4), value), size, size > 0, torch.tensor([r]), every=every)
 
 
 def test_tome_needs_no_model() -> None:

@@ -266,3 +266,15 @@ def test_what_cannot_work_is_refused() -> None:
             pass
     with reduced(model, "tome(keep=0.5)"), pytest.raises(InputError, match="reads no layer's out"):
         model(**batch("llava", "image"), vision_feature_layer=0)
+
+
+@pytest.mark.parametrize("spec", ["tome(keep=0.5)", "tome(keep=0.5, every=3)", "mustdrop(keep=9)"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pixels_that_are_no_numbers_are_refused(spec: str, value: float) -> None:
+    """One of them, in one picture of a batch."""
+    model, _ = tiny_model("llava")
+    inputs = batch("llava", "image")
+    inputs["pixel_values"][1, 0, 3, 3] = value
+    refused = pytest.raises(InputError, match="features hold NaN or infinite values")
+    with reduced(model, spec), refused:
+        model(**inputs)

@@ -22,6 +22,7 @@ from mmtok.models.crops import Crops, crops_of, layers_read
 from mmtok.models.families import Family, Inputs
 from mmtok.pruning.groups import Groups
 from mmtok.pruning.stages import EncoderStage, TowerTokens
+from mmtok.tokens import check_finite
 
 
 def open_tower(
@@ -137,8 +138,13 @@ class TowerSeam:
         ]
 
     def _merge(self, number: int, hidden: Tensor) -> bool:
-        """Ask the rule, and merge; False if every token stays as it is."""
+        """Ask the rule, and merge; False if every token stays as it is.
+
+        Raises:
+            InputError: the features are not finite.
+        """
         before = self._merged or Merged.start(hidden, self.crops)
+        check_finite("features", hidden, before.size > 0)
         with self.meter.stage("reduce.select"):
             label, flops = self.stage.rule(
                 TowerTokens(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmtok.errors import InputError
 from mmtok.pruning.greedy import unit
 
 
@@ -110,6 +111,9 @@ def merge_down(
 
     Returns:
         (C, n) labels and the FLOPs spent.
+
+    Raises:
+        InputError: no more tokens can join: `r` is too large, or `metric` not finite.
     """
     label = torch.arange(metric.shape[1], device=metric.device).expand(free.shape)
     left, total, rounds = r, 0, 0
@@ -118,6 +122,10 @@ def merge_down(
         groups = Groups(step, size)
         joined = (size > 0).sum(1) - (groups.size > 0).sum(1)
         if not bool(joined.any()):
+            if every == 2:
+                raise InputError(
+                    "no tokens are left that can merge: too few, or NaN or infinite values"
+                )
             every = 2  # fewer tokens than destinations are apart
         label = groups.slot.gather(1, label) if rounds else groups.slot
         metric, free, size = groups.mean(metric), groups.all(free), groups.size
