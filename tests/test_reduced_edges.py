@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -118,3 +119,24 @@ def test_assistants_beside_dropping_in_the_decoder_are_refused(spec: str) -> Non
         for option in options:
             with pytest.raises(InputError, match="prompt_lookup_num_tokens"):
                 model.generate(**batch("llava", "image", rows=(0,)), **option)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("spec", ["stride(keep=5)", "fastv(keep=0.4, layer=1)"])
+def test_arguments_by_position_are_those_by_name(family: str, spec: str) -> None:
+    model, _ = tiny_model(family)
+    inputs = batch(family, "image")
+    names = list(inspect.signature(model.forward).parameters)
+    first = [inputs.get(name) for name in names[: names.index("pixel_values") + 1]]
+    rest = {name: value for name, value in inputs.items() if name not in names[: len(first)]}
+    config = GenerationConfig(**GREEDY)
+    ids = inputs.pop("input_ids")
+    with reduced(model, spec):
+        want = model(input_ids=ids, **inputs).logits
+        assert want.shape[1] < ids.shape[1]
+        assert torch.equal(model(*first, **rest).logits, want)
+        assert torch.equal(model(ids, **inputs).logits, want)
+        made = model.generate(input_ids=ids, **inputs, **GREEDY)
+        assert torch.equal(model.generate(ids, config, **inputs), made)
+        with pytest.raises(TypeError, match="multiple values"):
+            model(ids, input_ids=ids, **inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -80,9 +81,17 @@ def _has_pixels(inputs: Inputs) -> bool:
     return any(inputs.get(key) is not None for key in PIXELS.values())
 
 
+def _by_name(function: Callable[..., Any], args: Any, kwargs: Inputs) -> Inputs:
+    """All arguments of a call by their names. Reading a signature takes a while."""
+    signature = inspect.signature(function)
+    named = signature.bind_partial(*args, **kwargs).arguments
+    more = [name for name, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD]
+    return named | {key: value for name in more for key, value in named.pop(name, {}).items()}
+
+
 def _forward(reduction: Reduction, args: Any, kwargs: Inputs) -> Any:
     if args:
-        kwargs = {"input_ids": args[0]} | kwargs
+        kwargs = _by_name(reduction.model.forward, args, kwargs)
     if not _has_pixels(kwargs):
         cache = cache_in(kwargs)
         if cache is not None and cache.get_seq_length() > 0:
@@ -113,7 +122,7 @@ def generate_positions(model: Any, inputs: Inputs) -> Tensor:
 
 def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if args:
-        kwargs["input_ids"] = args[0]
+        kwargs = _by_name(stock, args, kwargs)
     if kwargs.get("inputs") is not None:
         kwargs["input_ids"] = kwargs.pop("inputs")
     refuse_filled(kwargs)
