@@ -94,6 +94,23 @@ def test_a_second_turn_through_generate_is_refused(spec: str) -> None:
         model.generate(**whole, **GREEDY)
 
 
+@pytest.mark.parametrize("spec", ["stride(keep=9)", "fastv(keep=0.4, layer=1)", "knorm(keep=9)"])
+def test_pixels_behind_a_filled_cache_are_refused(spec: str) -> None:
+    """Unless all is kept, which gives what the stock model gives."""
+    model, _ = tiny_model("llava")
+    first, second = batch("llava", "image", rows=(0,)), batch("llava", "image", rows=(1,))
+    del second["attention_mask"]
+    name = cache_name(model)
+    want = model(**second, **{name: cache_in(model(**first))}).logits
+    with reduced(model, spec):
+        cache = cache_in(model(**first))
+        with pytest.raises(InputError, match="pixels behind a filled KV cache"):
+            model(**second, **{name: cache})
+    with reduced(model, spec.replace("=9", "=1.0").replace("=0.4", "=1.0")):
+        got = model(**second, **{name: cache_in(model(**first))}).logits
+    assert torch.equal(got, want)
+
+
 def test_labels_beside_dropping_in_the_decoder_are_refused() -> None:
     model, _ = tiny_model("llava")
     inputs = batch("llava", "image")

@@ -16,7 +16,7 @@ from mmtok.models.cache_name import cache_in
 from mmtok.models.families import Inputs
 from mmtok.models.pixels import PIXELS
 from mmtok.models.reduction import Reduction
-from mmtok.models.refusals import refuse, refuse_filled, refuse_labels
+from mmtok.models.refusals import refuse, refuse_behind, refuse_filled, refuse_labels
 from mmtok.pruning import Reducer, build
 
 if TYPE_CHECKING:
@@ -92,13 +92,16 @@ def _by_name(function: Callable[..., Any], args: Any, kwargs: Inputs) -> Inputs:
 def _forward(reduction: Reduction, args: Any, kwargs: Inputs) -> Any:
     if args:
         kwargs = _by_name(reduction.model.forward, args, kwargs)
+    cache = cache_in(kwargs)
+    filled = cache is not None and cache.get_seq_length() > 0
     if not _has_pixels(kwargs):
-        cache = cache_in(kwargs)
-        if cache is not None and cache.get_seq_length() > 0:
+        if filled:
             return (), reduction.next_step(kwargs)
         if not kwargs.get("mm_encoder_outputs"):
             reduction.text_alone(kwargs)
         return None
+    if filled:
+        refuse_behind(reduction)
     refuse_labels(reduction, kwargs)
     return (), reduction.prepare(kwargs, lambda inputs: _forward_positions(reduction, inputs))
 

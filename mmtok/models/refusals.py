@@ -20,6 +20,15 @@ def refuse_filled(kwargs: Inputs) -> None:
         )
 
 
+def refuse_behind(reduction: Reduction) -> None:
+    """InputError where pixels follow a filled cache, whose length counts kept tokens only."""
+    if not all(r.keeps_all for r in reduction.reducers):
+        raise InputError(
+            "pixels behind a filled KV cache do not work inside reduced(): pass no cache, "
+            "but the whole conversation with its pixels"
+        )
+
+
 def refuse_labels(reduction: Reduction, kwargs: Inputs) -> None:
     """InputError where a loss is asked for, but not all labels reach the end of the decoder."""
     decoder = reduction.seams.decoder
