@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from mmtok import reduced
 from mmtok.models.cache_name import cache_in, cache_name
+from mmtok.models.families import FAMILIES
 from tests.conftest import batch, tiny_model
 
 DETAIL: dict[str, Any] = {
@@ -52,6 +53,17 @@ def test_own_loop_equals_generate(family: str, spec: str, mask: bool) -> None:
             got = loop(model, inputs, tokens, mask)
         for a, b in zip(got, want.logits, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_static_cache_gives_what_a_dynamic_one_gives(family: str) -> None:
+    """With masks that `generate` has made up, one for each kind of layer."""
+    model, _ = tiny_model(family)
+    with reduced(model, "stride(keep=5)"):
+        want = model.generate(**batch(family, "image"), **DETAIL)
+        got = model.generate(**batch(family, "image"), **DETAIL, cache_implementation="static")
+    assert torch.equal(got.sequences, want.sequences)
+    torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
