@@ -111,6 +111,26 @@ def test_pixels_behind_a_filled_cache_are_refused(spec: str) -> None:
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("spec", ["stride(keep=9)", "fastv(keep=0.4, layer=1)", "corematching"])
+def test_features_of_the_users_own_are_refused(spec: str) -> None:
+    """Also behind a `generate` that failed."""
+    model, _ = tiny_model("llava")
+    inputs = batch("llava", "image")
+    outputs = {"image": model.get_image_features(inputs["pixel_values"], return_dict=True)}
+    own = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    own["mm_encoder_outputs"] = outputs
+    with reduced(model, spec):
+        with pytest.raises(ValueError, match="nonsense"):
+            model.generate(**inputs, nonsense=1)
+        cache = cache_in(model(**inputs))
+        for run in (model, model.generate):
+            for more in (own, own | inputs):
+                with pytest.raises(InputError, match="mm_encoder_outputs do not work inside"):
+                    run(**more)
+        with pytest.raises(InputError, match="mm_encoder_outputs do not work inside"):
+            model(**own, **{cache_name(model): cache})
+
+
 def test_labels_beside_dropping_in_the_decoder_are_refused() -> None:
     model, _ = tiny_model("llava")
     inputs = batch("llava", "image")

@@ -16,7 +16,13 @@ from mmtok.models.cache_name import cache_in
 from mmtok.models.families import Inputs
 from mmtok.models.pixels import PIXELS
 from mmtok.models.reduction import Reduction
-from mmtok.models.refusals import refuse, refuse_behind, refuse_filled, refuse_labels
+from mmtok.models.refusals import (
+    refuse,
+    refuse_behind,
+    refuse_encoded,
+    refuse_filled,
+    refuse_labels,
+)
 from mmtok.pruning import Reducer, build
 
 if TYPE_CHECKING:
@@ -92,6 +98,8 @@ def _by_name(function: Callable[..., Any], args: Any, kwargs: Inputs) -> Inputs:
 def _forward(reduction: Reduction, args: Any, kwargs: Inputs) -> Any:
     if args:
         kwargs = _by_name(reduction.model.forward, args, kwargs)
+    if not reduction.generating:
+        refuse_encoded(kwargs)
     cache = cache_in(kwargs)
     filled = cache is not None and cache.get_seq_length() > 0
     if not _has_pixels(kwargs):
@@ -129,6 +137,7 @@ def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwa
     if kwargs.get("inputs") is not None:
         kwargs["input_ids"] = kwargs.pop("inputs")
     refuse_filled(kwargs)
+    refuse_encoded(kwargs)
     if not _has_pixels(kwargs):
         reduction.text_alone(kwargs)
         return stock(**kwargs)
@@ -140,7 +149,12 @@ def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwa
     short = reduction.prepare(kwargs, lambda inputs: generate_positions(reduction.model, inputs))
     if reduction.contrast:
         short["logits_processor"] = [reduction.contrast, *(kwargs.get("logits_processor") or [])]
-    return _restore(stock(**short), prompt, short["input_ids"].shape[1])
+    reduction.generating = True
+    try:
+        output = stock(**short)
+    finally:
+        reduction.generating = False
+    return _restore(output, prompt, short["input_ids"].shape[1])
 
 
 def _count_from(reduction: Reduction, inputs: Inputs, original: int) -> None:

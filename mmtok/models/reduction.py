@@ -63,6 +63,7 @@ class Reduction:
         select_flops: floating point operations spent on selection, in closed form.
         contrast: the second branch of the last prompt, where logits are contrasted.
         shortened: what continues the last prompt, where tokens left in front of the decoder.
+        generating: whether `generate` runs, which hands `forward` the features of `prepare`.
 
     Raises:
         InputError: a reducer needs what this family cannot give, or two of them clash.
@@ -79,6 +80,7 @@ class Reduction:
         self.select_flops = 0
         self.contrast: Contrast | None = None
         self.shortened: Shortened | None = None
+        self.generating = False
 
     def prepare(self, inputs: Inputs, positions: Callable[[Inputs], Tensor]) -> Inputs:
         """Encode, reduce, and build the shorter prompt.

@@ -20,6 +20,15 @@ def refuse_filled(kwargs: Inputs) -> None:
         )
 
 
+def refuse_encoded(kwargs: Inputs) -> None:
+    """InputError where the user brings features: reducers act on what the tower makes of pixels."""
+    if kwargs.get("mm_encoder_outputs"):
+        raise InputError(
+            "mm_encoder_outputs do not work inside reduced(): nothing is left to encode, and what "
+            "an export holds is reduced; pass pixels, or call the model outside reduced()"
+        )
+
+
 def refuse_behind(reduction: Reduction) -> None:
     """InputError where pixels follow a filled cache, whose length counts kept tokens only."""
     if not all(r.keeps_all for r in reduction.reducers):
