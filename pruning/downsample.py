@@ -35,8 +35,11 @@ class Downsample(Reducer):
         """Shrink every image and clip, and drop the placeholders that are left over.
 
         Raises:
-            InputError: the family's processor cuts pictures into tiles of one size.
+            InputError: the family's processor cuts pictures into tiles of one size, or the inputs
+                hold position ids.
         """
+        if self.keeps_all:
+            return inputs
         how = family_of(model).resize
         if how == "pixels":
             return self._pixels(model, inputs)
@@ -112,6 +115,11 @@ def _drop_placeholders(
     """Keep the first `new` of each picture's `old` placeholders; pad the rows on the left again."""
     from mmtok.models.encoder_seam import compact
 
+    if inputs.get("position_ids") is not None:
+        raise InputError(
+            "position_ids of the whole prompt do not fit the smaller pictures of downsample: "
+            "leave them out, and the model counts for itself"
+        )
     ids = inputs["input_ids"]
     places = (ids == getattr(model.config, f"{kind}_token_id")).flatten().nonzero().squeeze(1)
     keep = torch.ones_like(ids, dtype=torch.bool)
@@ -122,7 +130,7 @@ def _drop_placeholders(
         "input_ids": (ids, model.generation_config.pad_token_id or 0),
         "attention_mask": (torch.ones_like(ids) if mask is None else mask, 0),
     }
-    for name in ("token_type_ids", "mm_token_type_ids"):
+    for name, fill in {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": -100}.items():
         if inputs.get(name) is not None:
-            values[name] = (inputs[name], 0)
+            values[name] = (inputs[name], fill)
     return inputs | compact(keep, values)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmtok import reduced
+from mmtok import InputError, reduced
 from mmtok.pruning.methods.downsample import _resize_patches, fit
 from tests.conftest import batch, tiny_model
 
@@ -59,3 +59,16 @@ def test_the_answer_is_that_of_the_small_picture() -> None:
     assert {kept for _, _, kept in reduction.tokens} == {9}
     length = batch("llava", "image")["input_ids"].shape[1]
     assert torch.equal(out[:, :length], batch("llava", "image")["input_ids"])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_positions_of_the_whole_prompt_are_refused(family: str) -> None:
+    """Unless no picture shrinks."""
+    model, _ = tiny_model(family)
+    inputs = batch(family, "image")
+    inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1])[None]
+    want = model(**inputs).logits
+    with reduced(model, "downsample(keep=0.5)"), pytest.raises(InputError, match="leave them out"):
+        model(**inputs)
+    with reduced(model, "downsample(keep=1.0)"):
+        assert torch.equal(model(**inputs).logits, want)

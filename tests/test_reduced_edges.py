@@ -138,8 +138,20 @@ def test_labels_beside_dropping_in_the_decoder_are_refused() -> None:
     refused = pytest.raises(InputError, match="labels do not work")
     with reduced(model, "fastv(keep=0.4, layer=1)"), refused:
         model(**inputs)
-    with reduced(model, "stride(keep=9)"):
-        assert model(**inputs).loss.isfinite()
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("spec", ["stride(keep=9)", "downsample(keep=0.5)", "knorm(keep=9)"])
+def test_labels_in_front_of_the_decoder_give_the_loss_of_the_logits(family: str, spec: str) -> None:
+    model, _ = tiny_model(family)
+    inputs = batch(family, "image")
+    ids = inputs["input_ids"]
+    inputs["labels"] = torch.nn.functional.pad(ids[:, -5:], (ids.shape[1] - 5, 0), value=-100)
+    with reduced(model, spec):
+        out = model(**inputs)
+    assert (out.logits.shape[1] < ids.shape[1]) == (spec != "knorm(keep=9)")
+    want = torch.nn.functional.cross_entropy(out.logits[:, -6:-1].mT, ids[:, -5:])
+    torch.testing.assert_close(out.loss, want)
 
 
 @pytest.mark.parametrize(
