@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmtok.models.cache_name import CACHE_NAMES, cache_name
 from mmtok.models.dummy import tiny_config
 from mmtok.models.families import FAMILIES
 from mmtok.models.processors import build_processor
@@ -76,6 +77,14 @@ def _inputs(family: str, kind: str, rows: tuple[int, ...]) -> dict[str, Any]:
             return_tensors="pt",
         )
     return dict(made)
+
+
+def cache_arguments() -> tuple[str, ...]:
+    """Names by which the installed `generate` takes a KV cache; `forward` takes the first two."""
+    from transformers import LlavaForConditionalGeneration
+
+    own = cache_name(LlavaForConditionalGeneration)
+    return CACHE_NAMES if own == "cache" else (own,)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case))

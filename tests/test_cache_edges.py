@@ -22,11 +22,12 @@ from mmtok.models.reduction import Reduction
 from mmtok.pruning import build
 from mmtok.pruning.base import Reducer
 from mmtok.pruning.cache import CachePolicy
-from tests.conftest import batch, tiny_model
+from tests.conftest import batch, cache_arguments, tiny_model
 from tests.test_cache import OPTIONS, Leaving, SpiedSentences, agree, short_layers
 
 
-def test_several_tokens_at_once_equal_one_by_one() -> None:
+@pytest.mark.parametrize("name", cache_arguments()[:2])
+def test_several_tokens_at_once_equal_one_by_one(name: str) -> None:
     """A user's own loop may feed more than one token to a shortened cache."""
     for family in ("llava", "llava_onevision"):
         model, _ = tiny_model(family)
@@ -38,8 +39,7 @@ def test_several_tokens_at_once_equal_one_by_one() -> None:
                 out, mask = model(**inputs), inputs["attention_mask"]
                 for piece in pieces:
                     mask = torch.nn.functional.pad(mask, (0, piece.shape[1]), value=1)
-                    cache = cache_in(out)
-                    out = model(input_ids=piece, attention_mask=mask, **{cache_name(model): cache})
+                    out = model(input_ids=piece, attention_mask=mask, **{name: cache_in(out)})
                 last.append(out.logits[:, -1])
         torch.testing.assert_close(last[0], last[1], rtol=1e-5, atol=1e-5)
 

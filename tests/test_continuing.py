@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from mmtok import reduced
 from mmtok.models.cache_name import cache_in, cache_name
 from mmtok.models.families import FAMILIES
-from tests.conftest import batch, tiny_model
+from tests.conftest import batch, cache_arguments, tiny_model
 
 DETAIL: dict[str, Any] = {
     "max_new_tokens": 4,
@@ -83,13 +83,14 @@ def test_a_padded_batch_in_a_loop(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("spec", ["stride(keep=5)", "fastv(keep=0.5, layer=3)", "knorm(keep=0.5)"])
-def test_a_second_turn_in_one_call(family: str, spec: str) -> None:
+@pytest.mark.parametrize("name", cache_arguments()[:2])
+def test_a_second_turn_in_one_call(family: str, spec: str, name: str) -> None:
     """New text behind a generated answer, as if it had been fed token by token."""
     model, _ = tiny_model(family)
     inputs = batch(family, "image", rows=(0,))
     with reduced(model, spec):
         first = model.generate(**inputs, **DETAIL)
         more = torch.cat([first.sequences[:, -1:], torch.tensor([[60, 61, 62]])], dim=1)
-        got = model(input_ids=more, **{cache_name(model): cache_in(first)}).logits[:, -1]
+        got = model(input_ids=more, **{name: cache_in(first)}).logits[:, -1]
         want = loop(model, inputs, torch.cat([first.sequences[:, -4:-1], more], dim=1), False)
     torch.testing.assert_close(got, want[-1], rtol=1e-4, atol=1e-4)

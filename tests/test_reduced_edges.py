@@ -11,7 +11,7 @@ from transformers import GenerationConfig, StaticCache
 
 from mmtok import InputError, reduced
 from mmtok.models.cache_name import cache_in, cache_name
-from tests.conftest import batch, tiny_model
+from tests.conftest import batch, cache_arguments, tiny_model
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 SENTENCES = "sentencekv(keep=0.9, read=0.5, start=2, recent=2, window=4, threshold=0)"
@@ -47,7 +47,10 @@ def test_an_interrupt_leaves_no_mode_open(spec: str, forward: int) -> None:
 
 
 @pytest.mark.parametrize("spec", ["fastv(keep=0.4, layer=1)", "corematching(keep=0.4)"])
-def test_dropping_in_the_decoder_needs_a_dynamic_cache_and_one_prefill(spec: str) -> None:
+@pytest.mark.parametrize("name", cache_arguments())
+def test_dropping_in_the_decoder_needs_a_dynamic_cache_and_one_prefill(
+    spec: str, name: str
+) -> None:
     model, _ = tiny_model("llava")
     inputs = batch("llava", "image")
     static = StaticCache(config=model.config.get_text_config(), max_cache_len=300)
@@ -61,7 +64,7 @@ def test_dropping_in_the_decoder_needs_a_dynamic_cache_and_one_prefill(spec: str
                 model.generate(**inputs, **options)
         for run in (model, model.generate):
             with pytest.raises(InputError, match="dynamic cache on the device, got StaticCache"):
-                run(**inputs, **{cache_name(model): static})
+                run(**inputs, **{name: static})
         model.generate(**inputs, **GREEDY, cache_implementation="dynamic")
 
 
@@ -82,25 +85,26 @@ def test_a_window_longer_than_the_prompt(name: str, window: int) -> None:
 
 
 @pytest.mark.parametrize("spec", ["stride(keep=9)", "fastv(keep=0.4, layer=1)", "knorm(keep=9)"])
-def test_a_second_turn_through_generate_is_refused(spec: str) -> None:
+@pytest.mark.parametrize("name", cache_arguments())
+def test_a_second_turn_through_generate_is_refused(spec: str, name: str) -> None:
     model, _ = tiny_model("llava")
     inputs = batch("llava", "image", rows=(0,))
     with reduced(model, spec):
         first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
         ids = torch.nn.functional.pad(first.sequences, (0, 3), value=50)
         with pytest.raises(InputError, match="pass no filled KV cache"):
-            model.generate(input_ids=ids, **{cache_name(model): cache_in(first)}, **GREEDY)
+            model.generate(input_ids=ids, **{name: cache_in(first)}, **GREEDY)
         whole = inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         model.generate(**whole, **GREEDY)
 
 
 @pytest.mark.parametrize("spec", ["stride(keep=9)", "fastv(keep=0.4, layer=1)", "knorm(keep=9)"])
-def test_pixels_behind_a_filled_cache_are_refused(spec: str) -> None:
+@pytest.mark.parametrize("name", cache_arguments()[:2])
+def test_pixels_behind_a_filled_cache_are_refused(spec: str, name: str) -> None:
     """Unless all is kept, which gives what the stock model gives."""
     model, _ = tiny_model("llava")
     first, second = batch("llava", "image", rows=(0,)), batch("llava", "image", rows=(1,))
     del second["attention_mask"]
-    name = cache_name(model)
     want = model(**second, **{name: cache_in(model(**first))}).logits
     with reduced(model, spec):
         cache = cache_in(model(**first))

@@ -12,7 +12,8 @@ from typing import Any
 
 from mmtok.errors import InputError
 
-CACHE_NAMES = ("cache", "past_key_values")
+_OF_FORWARD = ("cache", "past_key_values")
+CACHE_NAMES = (*_OF_FORWARD, "cache_params")  # `generate` of 5.24 takes the last one as well
 
 
 def cache_in(values: Mapping[str, Any]) -> Any:
@@ -32,7 +33,7 @@ def cache_name(model: Any) -> str:
         InputError: it takes none.
     """
     takes = inspect.signature(model.forward).parameters
-    for name in CACHE_NAMES:
+    for name in _OF_FORWARD:
         if name in takes:
             return name
     raise InputError(f"{type(model).__name__} takes no KV cache")
