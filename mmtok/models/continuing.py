@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor, arange
 from torch.nn.functional import pad
@@ -53,12 +52,7 @@ class Shortened:
         behind = past + new - length
         if given is None and self.padded:
             more["attention_mask"] = pad(self.mask, (0, behind), value=1)
-        elif _counts(given, self.original + behind):
+        elif isinstance(given, Tensor) and given.shape[1:] == (self.original + behind,):
             more["attention_mask"] = pad(self.mask, (0, behind), value=1)
             more["attention_mask"][:, length:] = given[:, self.original :]
         return inputs | more
-
-
-def _counts(mask: Any, tokens: int) -> bool:
-    """Whether a mask tells of so many tokens; `generate` may hand over one that is made up."""
-    return isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == tokens
