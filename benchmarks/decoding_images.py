@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from drafting import (
+    NONE,
     PLAIN,
     Found,
     Method,
@@ -29,7 +30,7 @@ from mmtok.registry import parse_spec
 
 GUIDANCE = 1.5
 ASSISTED, LOOKUP = "assisted, same draft model", "assisted, prompt lookup"
-NONE, ZIPAR = "none", "ZipAR"
+ZIPAR = "ZipAR"
 SMALL_TREE = "recycling(children=(3, 2, 1, 0, 1))"
 LEARNT = 100  # pictures of the target's that `aded` and `rasd` have read
 WINDOWS = (2, 4)  # of ZipAR

@@ -16,7 +16,7 @@ from card import markdown
 
 from mmtok.accounting.timing import StageTimer
 
-PLAIN = "plain"
+PLAIN, NONE = "plain", "none"
 
 
 @dataclass(frozen=True)
@@ -222,18 +222,24 @@ def table(
 
 
 def best(methods: Sequence[Method], found: Found, chosen: list[bool], where: str) -> str:
-    """Which exact method of ours needs the fewest forwards, which is the fastest."""
-    mine = [method for method in methods if method.ours and method.lossless]
+    """Which exact method of ours needs the fewest forwards, which is the fastest.
 
-    def speed(method: Method) -> float:
-        return median(ratios(found[method.name], found[PLAIN], chosen))
+    Our loop without drafts, where it ran, is the fairer base: guidance in one call, not in two.
+    """
+    bare = [method for method in methods if method.drafter == NONE and method.lossless]
+    mine = [m for m in methods if m.ours and m.lossless and m not in bare]
+
+    def speed(method: Method, base: str = PLAIN) -> float:
+        return median(ratios(found[method.name], found[base], chosen))
 
     def fewer(method: Method) -> float:
         runs = zip(found[method.name], chosen, strict=True)
         return per_forward([run for run, use in runs if use])
 
     fewest, fastest = max(mine, key=fewer), max(mine, key=speed)
+    own = "".join(f", {speed(fastest, m.name):.2f} times that of our loop without" for m in bare)
     return (
-        f"Exact, {where}: fewest forwards `{fewest.drafter}`, {fewer(fewest):.2f} times fewer than "
-        f"plain decoding; fastest `{fastest.drafter}`, {speed(fastest):.2f} times its speed.\n"
+        f"Exact drafts, {where}: fewest forwards `{fewest.drafter}`, {fewer(fewest):.2f} times "
+        f"fewer than plain decoding; fastest `{fastest.drafter}`, {speed(fastest):.2f} times its "
+        f"speed{own}. The best of {len(mine)} medians over the same inputs is a little too good.\n"
     )
