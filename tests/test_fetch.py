@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -106,3 +107,19 @@ def test_connecting_takes_no_longer_than_what_is_left(monkeypatch: pytest.Monkey
             fetch("http://example.com/a.png", Limits(remote=True, fetch_s=left))
     assert 1 < given[0] <= 2
     assert given[1] == 10
+
+
+@pytest.mark.parametrize("scheme", ["data", "DATA"])
+def test_no_part_of_a_data_url_is_kept(scheme: str) -> None:
+    tracemalloc.start()
+    try:
+        for number in range(3):
+            assert fetch(f"{scheme}:x/{number};base64,{'A' * 2**20}", Limits()) == bytes(3 * 2**18)
+        assert tracemalloc.get_traced_memory()[0] < 2**19
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_url_is_refused() -> None:
+    with pytest.raises(RefusedError, match="above 8192 characters"):
+        fetch("http://example.com/" + "a" * 8192, Limits(remote=True))

@@ -24,6 +24,8 @@ from mmtok.serving.limits import Limits, RefusedError
 
 TIMEOUT_S = 10.0
 """Longest silence of a remote host."""
+MAX_URL = 8192
+"""Most characters of a URL that holds no data."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # All IPv6 addresses that are given out, and what is kept for documentation among them, which
 # Python's own tables may not know yet.
@@ -43,13 +45,15 @@ def fetch(url: str, limits: Limits, until: float | None = None) -> bytes:
     Raises:
         RefusedError: malformed, not allowed, not there, or too large.
     """
+    if url[:5].lower() == "data:":  # before urlsplit, which keeps what it has seen
+        return _data(url, limits)
+    if len(url) > MAX_URL:
+        raise RefusedError(400, f"media URL above {MAX_URL} characters")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         raise RefusedError(400, "malformed media URL") from None
-    if parts.scheme == "data":
-        return _data(url, limits)
     if parts.scheme == "file":
         return _local(parts, limits)
     if parts.scheme in ("http", "https"):
