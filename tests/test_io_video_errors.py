@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mmtok.errors import InputError
-from mmtok.io import video
+from mmtok.io import container, frames, video
 from mmtok.io.video import is_video, load_video
 from tests.videos import (
     add_sound,
@@ -117,6 +117,20 @@ def test_limits(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "MAX_CLIP_PIXELS", 64 * 48 * 7)
     refused(path, "at most 7")
     assert len(load_video(path, frames=7).frames) == 7
+
+
+def test_long_videos_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    """And while they are, should there be more in them than their packets say."""
+    path, most = write(tmp_path / "clip.mp4", gop=100), 30 * container.LEAST_PIXELS
+    assert load_video(path, max_source_pixels=most, backend="pyav").source_frames == 30
+    index = container.index_video(path, max_pixels=video.MAX_PIXELS)
+    assert len(frames.read_pyav(path, index, [10], most // 2)) == 1
+    with pytest.raises(InputError, match="over 10 frames of 64 x 48 pixels"):
+        frames.read_pyav(path, index, [10], most // 3)
+    with pytest.raises(InputError, match="over 29 frames"):
+        container._index_by_decoding(path, index.size, 0, most - 1)
+    monkeypatch.setattr(container, "_first_frame", lambda file: pytest.fail("decoded"))
+    refused(path, "over 29 frames of 64 x 48 pixels", max_source_pixels=most - 1)
 
 
 @pytest.mark.parametrize(

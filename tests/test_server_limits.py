@@ -110,6 +110,13 @@ def test_a_clip_has_the_frames_the_limits_say(tmp_path: Path, frames: int) -> No
     assert len(clip.frames) == frames
 
 
+def test_a_video_of_too_many_frames_is_refused(tmp_path: Path) -> None:
+    content = write(tmp_path / "a.mp4", count=12).read_bytes()
+    with pytest.raises(RefusedError, match="media: a video of over 11 frames") as refused:
+        decode(content, Limits(source_pixels=12 * 2**16 - 1), 2**22)
+    assert refused.value.status == 400
+
+
 def test_a_prompt_longer_than_the_model_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipeline(load("tiny"))
     monkeypatch.setattr(pipe, "run", lambda *a, **k: pytest.fail("the model was run"))

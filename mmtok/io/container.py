@@ -19,6 +19,8 @@ from mmtok.io.truncation import missing_bytes
 
 EXPECTED = "a video file (MP4, MOV, WebM, Matroska, AVI, MPEG-TS, MPEG-PS, FLV, ASF or Ogg)"
 LONGEST_GAP_S = 60.0
+LEAST_PIXELS = 2**16
+"""What a frame counts for at least: a tiny one takes time too."""
 # Playlists and image sequences are left out on purpose: they would open further files.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg"
 
@@ -116,11 +118,14 @@ class _Packet(NamedTuple):
         )
 
 
-def index_video(file: Path, *, max_pixels: int) -> VideoIndex:
+def index_video(
+    file: Path, *, max_pixels: int, max_source_pixels: int | None = None
+) -> VideoIndex:
     """Read a file's packets, not its pictures, and list the frames they hold.
 
     Raises:
-        InputError: cut off, damaged, without frames, above `max_pixels` a frame, or not a video.
+        InputError: cut off, damaged, without frames, above `max_pixels` a frame or
+            `max_source_pixels` in all, or not a video.
     """
     missing = missing_bytes(file)
     if missing:
@@ -130,7 +135,11 @@ def index_video(file: Path, *, max_pixels: int) -> VideoIndex:
         if min(coded) > 0:
             check_size(coded, max_pixels=max_pixels, name=str(file))
         demuxer, time_base = container.format.name, stream.time_base
-        packets = [_Packet.of(p) for p in container.demux(stream) if p.size]
+        packets = []
+        for number, packet in enumerate(container.demux(stream)):
+            check_work(file, number, coded, max_source_pixels)
+            if packet.size:
+                packets.append(_Packet.of(packet))
         counted = stream.frames or len(packets)
     if any(p.is_corrupt for p in packets):
         raise InputError(f"{file}: damaged or cut off, expected a complete video file")
@@ -138,8 +147,9 @@ def index_video(file: Path, *, max_pixels: int) -> VideoIndex:
     times = sorted({p.pts for p in shown if p.pts is not None})
     size, rotation = _first_frame(file)
     check_size(size, max_pixels=max_pixels, name=str(file))
+    check_work(file, len(packets), size, max_source_pixels)
     if len(times) < len(shown) or not time_base:
-        return _index_by_decoding(file, size, rotation)
+        return _index_by_decoding(file, size, rotation, max_source_pixels)
     last = max(p.duration for p in shown if p.pts == times[-1])
     longest = max(last, *(b - a for a, b in pairwise(times)), 0)
     return VideoIndex(
@@ -153,6 +163,20 @@ def index_video(file: Path, *, max_pixels: int) -> VideoIndex:
         regular=len(shown) == len(packets) == counted
         and longest * float(time_base) <= LONGEST_GAP_S,
     )
+
+
+def check_work(file: Path, frames: int, size: tuple[int, int], most: int | None) -> None:
+    """Refuse more frames of `size` (width, height) than hold `most` pixels together.
+
+    Raises:
+        InputError: there are more.
+    """
+    each = max(size[0] * size[1], LEAST_PIXELS)
+    if most is not None and frames * each > most:
+        raise InputError(
+            f"{file}: a video of over {most // each} frames of {size[0]} x {size[1]} pixels, "
+            "expected at most that many of this size: cut it, or scale it down"
+        )
 
 
 def _seek_points(packets: list[_Packet], demuxer: str) -> list[tuple[int, int]]:
@@ -174,11 +198,15 @@ def _first_frame(file: Path) -> tuple[tuple[int, int], int]:
         return (frame.width, frame.height), frame.rotation
 
 
-def _index_by_decoding(file: Path, size: tuple[int, int], rotation: int) -> VideoIndex:
+def _index_by_decoding(
+    file: Path, size: tuple[int, int], rotation: int, max_source_pixels: int | None
+) -> VideoIndex:
     """For files whose packets carry no usable times: decode once, keep no picture."""
+    count = 0
     with open_video(file) as (container, stream):
         rate = float(stream.average_rate or stream.guessed_rate or 25)
-        count = sum(1 for _ in container.decode(stream))
+        for count, frame in enumerate(container.decode(stream), start=1):
+            check_work(file, count, (frame.width, frame.height), max_source_pixels)
     return VideoIndex(
         pts=list(range(count)),
         time_base=1 / rate,

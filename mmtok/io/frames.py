@@ -7,14 +7,14 @@ Both give the same bytes: they use the same decoder and the same colour conversi
 from __future__ import annotations
 
 from bisect import bisect_right
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from mmtok.errors import InputError
-from mmtok.io.container import VideoIndex, open_video
+from mmtok.io.container import VideoIndex, check_work, open_video
 from mmtok.io.files import reason
 
 _UPRIGHT = {
@@ -29,15 +29,19 @@ class UnfitBackendError(Exception):
     """decord is missing, or does not see the same frames in this file as PyAV does."""
 
 
-def read_pyav(file: Path, index: VideoIndex, wanted: list[int]) -> list[Image.Image]:
+def read_pyav(
+    file: Path, index: VideoIndex, wanted: list[int], max_source_pixels: int | None = None
+) -> list[Image.Image]:
     """The frames numbered `wanted` (ascending, unique), upright.
 
     Raises:
-        InputError: a frame cannot be decoded.
+        InputError: a frame cannot be decoded, or more pixels had to be than `max_source_pixels`.
     """
-    found = _decode(file, index, wanted, seek=True) if index.seek_points else {}
+    found = {}
+    if index.seek_points:
+        found = _decode(file, index, wanted, seek=True, most=max_source_pixels)
     if len(found) < len(wanted):
-        found = _decode(file, index, wanted, seek=False)
+        found = _decode(file, index, wanted, seek=False, most=max_source_pixels)
     for number in wanted:
         if number not in found:
             at_s = index.timestamps_s[number]
@@ -82,7 +86,7 @@ def _picture(frame: object, size: tuple[int, int]) -> Image.Image:
 
 
 def _decode(
-    file: Path, index: VideoIndex, wanted: list[int], *, seek: bool
+    file: Path, index: VideoIndex, wanted: list[int], *, seek: bool, most: int | None = None
 ) -> dict[int, Image.Image]:
     """The frames among `wanted` that decode cleanly, by number.
 
@@ -97,13 +101,14 @@ def _decode(
         return index.seek_points[max(bisect_right(keys, index.pts[number]) - 1, 0)][1]
 
     number_at = {index.pts[number]: number for number in wanted}
-    found = {}
+    found, decoded = {}, count(1)
     with open_video(file) as (container, stream):
         for target, group in groupby(wanted, key=start):
             last = index.pts[list(group)[-1]]
             if target is not None:
                 container.seek(target, stream=stream)
             for ordinal, frame in enumerate(container.decode(stream)):
+                check_work(file, next(decoded), (frame.width, frame.height), most)
                 pts = frame.pts if index.timed else ordinal
                 if pts in number_at and not frame.is_corrupt:
                     picture = Image.fromarray(frame.to_ndarray(format="rgb24"))

@@ -64,6 +64,7 @@ def load_video(
     fps: float | None = None,
     max_frames: int = MAX_FRAMES,
     max_pixels: int = MAX_PIXELS,
+    max_source_pixels: int | None = None,
     backend: Backend = "auto",
 ) -> Clip:
     """A few frames of one video file, at the size they are stored in, upright.
@@ -75,6 +76,8 @@ def load_video(
         fps: or sample by time: the frame on show at 0, 1/fps, 2/fps ... seconds, each once.
         max_frames: refuse to sample more than this.
         max_pixels: width x height of a frame at most.
+        max_source_pixels: refuse a file whose frames hold more together, sampled or not; one of
+            less than 2^16 counts as that. It bounds what is decoded, but by PyAV alone.
         backend: "decord", "pyav", or "auto": decord where it is installed and sees the same
             frames as PyAV, else PyAV. Both give the same pixels.
 
@@ -84,13 +87,13 @@ def load_video(
     """
     _check_arguments(frames, fps, max_frames, backend)
     file = check_file(path, EXPECTED)
-    index = index_video(file, max_pixels=max_pixels)
+    index = index_video(file, max_pixels=max_pixels, max_source_pixels=max_source_pixels)
     if fps is None:
         wanted = sample_by_count(len(index.pts), frames or DEFAULT_FRAMES)
     else:
         wanted = sample_by_fps(index.timestamps_s, index.duration_s, fps)
     _check_budget(file, index, len(wanted), max_frames)
-    pictures, used = _read(file, index, wanted, backend)
+    pictures, used = _read(file, index, wanted, backend, max_source_pixels)
     return Clip(
         frames=pictures,
         timestamps_s=[index.timestamps_s[i] for i in wanted],
@@ -182,7 +185,7 @@ def _check_budget(file: Path, index: VideoIndex, count: int, max_frames: int) ->
 
 
 def _read(
-    file: Path, index: VideoIndex, wanted: list[int], backend: Backend
+    file: Path, index: VideoIndex, wanted: list[int], backend: Backend, most: int | None
 ) -> tuple[list[Image.Image], Literal["decord", "pyav"]]:
     if backend != "pyav":
         try:
@@ -190,4 +193,4 @@ def _read(
         except UnfitBackendError as error:
             if backend == "decord":
                 raise InputError(f"{file}: {error}, expected backend='pyav' or 'auto'") from None
-    return read_pyav(file, index, wanted), "pyav"
+    return read_pyav(file, index, wanted, most), "pyav"

@@ -170,8 +170,13 @@ def decode(data: bytes, limits: Limits, pixels: int) -> Image | Clip:
         file.flush()
         try:
             if is_video(file.name):
-                each = pixels // limits.frames
-                return load_video(file.name, frames=limits.frames, max_pixels=each)
+                return load_video(
+                    file.name,
+                    frames=limits.frames,
+                    max_pixels=pixels // limits.frames,
+                    max_source_pixels=limits.source_pixels,
+                    backend="pyav",  # only there the limit holds for what is decoded
+                )
             return load_image(file.name, max_pixels=pixels)
         except InputError as error:
             raise RefusedError(400, str(error).replace(f"{file.name}: ", "media: ")) from None

@@ -22,6 +22,8 @@ class Limits:
         media: pictures and videos in one request.
         pixels: of all pictures and sampled frames of one request together.
         frames: sampled from one video.
+        source_pixels: of all frames of one video, sampled or not; one of less than 2^16 counts as
+            that. The way to a sampled frame leads through those before it.
         new_tokens: of one answer.
         text: characters of all its messages together.
         waiting: requests that may be in work or wait for it.
@@ -41,6 +43,7 @@ class Limits:
     media: int = 16
     pixels: int = 2**24
     frames: int = DEFAULT_FRAMES
+    source_pixels: int = 2**34
     new_tokens: int = 1024
     text: int = 20_000
     waiting: int = 256
