@@ -118,9 +118,7 @@ class _Packet(NamedTuple):
         )
 
 
-def index_video(
-    file: Path, *, max_pixels: int, max_source_pixels: int | None = None
-) -> VideoIndex:
+def index_video(file: Path, *, max_pixels: int, max_source_pixels: int | None = None) -> VideoIndex:
     """Read a file's packets, not its pictures, and list the frames they hold.
 
     Raises:

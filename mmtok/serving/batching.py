@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, ask: Ask, heard: Heard | None = None) -> Future[Answer]:
-        """Queue a request; `heard` is told its answer as it grows.
+        """Queue a request; `heard` is told its answer as it grows. Cancelling the future ends it.
 
         Raises:
             RefusedError: 503, the server is shutting down.
@@ -127,9 +128,16 @@ class Batcher:
             if self._closing:
                 raise RefusedError(503, "the server is shutting down")
             future: Future[Answer] = Future()
-            self._queue.append(_Waiting(ask, future, heard))
+            waiting = _Waiting(ask, future, heard)
+            self._queue.append(waiting)
             self._changed.notify()
+        future.add_done_callback(lambda _: self._drop(waiting))
         return future
+
+    def _drop(self, done: _Waiting) -> None:
+        """Let go of a request that was cancelled before its turn, and of its pictures."""
+        with self._changed, suppress(ValueError):
+            self._queue.remove(done)
 
     def close(self) -> None:
         """Answer what is queued, then stop."""
@@ -139,13 +147,13 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
-        while batch := self._next():
+        while (batch := self._next()) is not None:
             live = [one for one in batch if one.future.set_running_or_notify_cancel()]
             if live:
                 self._answer(live)
 
-    def _next(self) -> list[_Waiting]:
-        """The next batch; empty when all is done."""
+    def _next(self) -> list[_Waiting] | None:
+        """The next batch, empty if its clients left meanwhile; None when all is done."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing)
             deadline = time.monotonic() + self.window_s
@@ -153,7 +161,7 @@ class Batcher:
                 if not self._changed.wait(max(deadline - time.monotonic(), 0)):
                     break
             if not self._queue:
-                return []
+                return None if self._closing else []
             key = self._queue[0].ask.batch_key
             taken = [one for one in self._queue if one.ask.batch_key == key][: self.size]
             self._queue = deque(one for one in self._queue if one not in taken)

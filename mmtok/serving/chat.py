@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from dataclasses import dataclass
 from tempfile import NamedTemporaryFile
@@ -72,25 +73,44 @@ def read_request(body: Any, limits: Limits) -> Ask:
     if not isinstance(body, dict):
         raise RefusedError(400, "expected a JSON object")
     if unknown := sorted(body.keys() - _KNOWN):
-        raise RefusedError(400, f"unsupported parameter {unknown[0]!r}")
+        raise RefusedError(400, f"unsupported parameter {_shown(unknown[0])}")
     for name, neutral in _NEUTRAL.items():
-        if body.get(name) not in neutral:
-            raise RefusedError(400, f"{name}={body[name]!r} is not supported")
+        value = body.get(name)
+        if isinstance(value, bool) or value not in neutral:
+            raise RefusedError(400, f"{name}={_shown(value)} is not supported")
+    stream, stream_usage = _streaming(body)
     images: list[Image] = []
     clips: list[Clip] = []
     turns = _turns(body.get("messages"), limits)
     until = time.monotonic() + limits.fetch_s
     for turn in turns:
         turn["content"] = [_place(part, images, clips, limits, until) for part in turn["content"]]
-    stream = body.get("stream_options") or {}
     return Ask(
         images=tuple(images),
         clips=tuple(clips),
         turns=tuple(turns),
         options=_options(body, limits),
-        stream=bool(body.get("stream")),
-        stream_usage=isinstance(stream, dict) and bool(stream.get("include_usage")),
+        stream=stream,
+        stream_usage=stream_usage,
     )
+
+
+def _shown(value: Any) -> str:
+    """As a reason repeats it: never the whole of what is long or deep."""
+    return f"{reprlib.repr(value):.80}"
+
+
+def _streaming(body: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether to stream, and whether with the usage at the end."""
+    options = body.get("stream_options")
+    options = {} if options is None else options
+    if not isinstance(options, dict) or options.keys() - {"include_usage"}:
+        raise RefusedError(400, "stream_options must be an object with include_usage alone")
+    given = {"stream": body.get("stream"), "include_usage": options.get("include_usage")}
+    for name, value in given.items():
+        if not isinstance(value, bool | None):
+            raise RefusedError(400, f"{name} must be true or false, got {_shown(value)}")
+    return bool(given["stream"]), bool(given["include_usage"])
 
 
 def _turns(messages: Any, limits: Limits) -> list[Turn]:
@@ -130,11 +150,13 @@ def _place(
 ) -> dict[str, str]:
     """A part as the chat template reads it; its picture or clip is added to the given ones."""
     kind = part.get("type")
-    if kind == "text" and isinstance(part.get("text"), str):
+    if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise RefusedError(400, f"text must be a string, got {_shown(part.get('text'))}")
         return {"type": "text", "text": part["text"]}
     if kind not in ("image_url", "video_url"):
         raise RefusedError(
-            400, f"content part of type {kind!r}, expected text, image_url, video_url"
+            400, f"content part of type {_shown(kind)}, expected text, image_url, video_url"
         )
     value = part.get(kind)
     url = value.get("url") if isinstance(value, dict) else value
@@ -187,9 +209,10 @@ def _options(body: dict[str, Any], limits: Limits) -> tuple[tuple[str, Any], ...
     given = (body.get(name) for name in ("max_completion_tokens", "max_tokens"))
     tokens = next((value for value in given if value is not None), 128)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-        raise RefusedError(400, f"max_tokens must be an int of at least 1, got {tokens!r}")
+        raise RefusedError(400, f"max_tokens must be an int of at least 1, got {_shown(tokens)}")
     if tokens > limits.new_tokens:
-        raise RefusedError(400, f"max_tokens {tokens}, expected at most {limits.new_tokens}")
+        most = limits.new_tokens
+        raise RefusedError(400, f"max_tokens {_shown(tokens)}, expected at most {most}")
     numbers = {}
     for name, low, high in (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0)):
         value = body.get(name)
@@ -197,7 +220,7 @@ def _options(body: dict[str, Any], limits: Limits) -> tuple[tuple[str, Any], ...
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not low <= value <= high:
-            raise RefusedError(400, f"{name} must be in [{low}, {high}], got {value!r}")
+            raise RefusedError(400, f"{name} must be in [{low}, {high}], got {_shown(value)}")
         numbers[name] = float(value)
     options: dict[str, Any] = {"max_new_tokens": tokens}
     if numbers.get("temperature", 0.0) >= _GREEDY_BELOW:

@@ -8,6 +8,8 @@ from pathlib import Path
 from mmtok.errors import InputError
 from mmtok.io.video import DEFAULT_FRAMES
 
+_DAY_S = 86_400
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -16,6 +18,7 @@ class Limits:
     Attributes:
         body_bytes: of a whole request.
         body_s: how long a request's body may take to come in.
+        send_s: how long a client may keep the server waiting, all events of a stream together.
         media_bytes: of one picture or video, decoded from base64 or fetched.
         messages: of one request.
         parts: of all its messages together.
@@ -32,11 +35,12 @@ class Limits:
         fetch_s: how long all fetches of one request may take together, name look-ups included.
 
     Raises:
-        InputError: a bound is not above 0.
+        InputError: a bound is not above 0, or a time above a day.
     """
 
     body_bytes: int = 32 * 2**20
     body_s: float = 60.0
+    send_s: float = 60.0
     media_bytes: int = 24 * 2**20
     messages: int = 256
     parts: int = 256
@@ -57,6 +61,8 @@ class Limits:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
                 raise InputError(f"{field.name} must be above 0, got {value}")
+            if field.name.endswith("_s") and value > _DAY_S:
+                raise InputError(f"{field.name} must be at most {_DAY_S} (a day), got {value}")
 
 
 class RefusedError(Exception):

@@ -8,14 +8,14 @@ import secrets
 import time
 import traceback
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mmtok.errors import InputError
 from mmtok.serving.batching import Answer, Batcher
@@ -25,6 +25,9 @@ from mmtok.serving.replies import ended, event, stream_head, usage, whole_reply
 
 if TYPE_CHECKING:
     from mmtok.pipeline import Pipeline
+
+_GONE = "the client went away"
+_LOOK_S = 1.0  # between looks whether a client is still there
 
 
 class _Metrics:
@@ -58,18 +61,28 @@ class _Stream(StreamingResponse):
     """Events, and the visit that ends when they do or the client goes away."""
 
     visit: ExitStack
+    send_s: float
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
-        with self.visit:
-            await super().__call__(scope, receive, send)
+        """Send them, until they or what the client may keep us waiting have come to an end."""
+        left = self.send_s
+
+        async def timed(message: Message) -> None:
+            nonlocal left
+            began = time.monotonic()
+            async with asyncio.timeout(left):
+                await send(message)
+            left -= time.monotonic() - began
+
+        with self.visit, suppress(TimeoutError, ClientDisconnect):
+            await super().__call__(scope, receive, timed)
 
 
 class _Desk:
     """Takes requests in, as many as the limits allow, and brings them to the batcher."""
 
     def __init__(self, pipe: Pipeline, limits: Limits, api_key: str | None, batch: int) -> None:
-        self.pipe, self.limits, self.api_key = pipe, limits, api_key
+        self.pipe, self.limits, self.api_key = pipe, limits, _key(api_key)
         self.batcher = Batcher(pipe, size=batch)
         self.metrics = _Metrics()
         self.inside = 0
@@ -79,7 +92,7 @@ class _Desk:
     def check_key(self, request: Request) -> None:
         """Refuse a client without the key."""
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
-        if self.api_key is not None and not secrets.compare_digest(given, self.api_key.encode()):
+        if self.api_key is not None and not secrets.compare_digest(given, self.api_key):
             raise RefusedError(401, "missing or wrong API key")
 
     async def serve(self, request: Request) -> Response:
@@ -91,7 +104,7 @@ class _Desk:
                 if self.inside > self.limits.waiting:
                     raise RefusedError(429, f"{self.limits.waiting} requests are inside, try later")
                 data = await _body(request, self.limits)
-                reply = await self._answer(data)
+                reply = await self._answer(request, data)
             except RefusedError as error:
                 reply = _refusal(error)
             except Exception:
@@ -99,7 +112,7 @@ class _Desk:
                 reply = _refusal(RefusedError(500, "a bug in mmtok: see the server's log"))
             self.metrics.requests.labels(str(reply.status_code)).inc()
             if isinstance(reply, _Stream):
-                reply.visit = visit.pop_all()
+                reply.visit, reply.send_s = visit.pop_all(), self.limits.send_s
         return reply
 
     @contextmanager
@@ -115,7 +128,7 @@ class _Desk:
             self.metrics.inside.set(self.inside)
             self.metrics.seconds.observe(time.monotonic() - began)
 
-    async def _answer(self, data: bytes) -> Response:
+    async def _answer(self, request: Request, data: bytes) -> Response:
         """The response to a request's body; a streamed one begins with the first token."""
         loop, said = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
@@ -124,6 +137,8 @@ class _Desk:
 
         await self.decoded.acquire()
         try:
+            if await request.is_disconnected():
+                raise RefusedError(400, _GONE)
             wanted = await asyncio.to_thread(lambda: read_request(_json(data), self.limits))
             future = self.batcher.submit(wanted, heard if wanted.stream else None)
         except BaseException:
@@ -132,7 +147,11 @@ class _Desk:
         waiting = asyncio.wrap_future(future)
         waiting.add_done_callback(lambda _: self.decoded.release())
         waiting.add_done_callback(lambda _: said.put_nowait(None))
-        first = await said.get()
+        try:
+            first = await _while_there(request, asyncio.ensure_future(said.get()))
+        except BaseException:
+            waiting.cancel()
+            raise
         if first is None or not wanted.stream:
             answer = await waiting
             if not wanted.stream:
@@ -184,10 +203,8 @@ def create_app(
         batch: most requests answered together.
 
     Raises:
-        InputError: the key is empty, which a client without any would match.
+        InputError: the key is empty, which a client without any would match, or not UTF-8.
     """
-    if api_key == "":
-        raise InputError("the API key is empty: expected one, or none (MMTOK_API_KEY unset)")
     desk = _Desk(pipe, limits or Limits(), api_key, batch)
 
     @asynccontextmanager
@@ -222,6 +239,26 @@ def create_app(
     return app
 
 
+def _key(given: str | None) -> bytes | None:
+    if given == "":
+        raise InputError("the API key is empty: expected one, or none (MMTOK_API_KEY unset)")
+    try:
+        return None if given is None else given.encode()
+    except UnicodeEncodeError:
+        raise InputError("the API key (MMTOK_API_KEY) is not UTF-8, expected text") from None
+
+
+async def _while_there(request: Request, awaited: asyncio.Future[str | None]) -> str | None:
+    """What is awaited, unless the client leaves before."""
+    try:
+        while not (await asyncio.wait({awaited}, timeout=_LOOK_S))[0]:
+            if await request.is_disconnected():
+                raise RefusedError(400, _GONE)
+        return awaited.result()
+    finally:
+        awaited.cancel()
+
+
 async def _body(request: Request, limits: Limits) -> bytes:
     """The request's body, never more of it than allowed, and in time."""
     refusal = RefusedError(413, f"request above {limits.body_bytes} bytes")
@@ -239,7 +276,7 @@ async def _body(request: Request, limits: Limits) -> bytes:
     except TimeoutError:
         raise RefusedError(408, f"the body took longer than {limits.body_s:.0f} s") from None
     except ClientDisconnect:
-        raise RefusedError(400, "the client went away") from None
+        raise RefusedError(400, _GONE) from None
     return b"".join(parts)
 
 
