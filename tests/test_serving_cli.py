@@ -79,7 +79,7 @@ def test_a_killed_run_goes_on_where_it_was(
         (["preprocess", ".", "--out", "x", "--engine", "ray"], "needs --dtype"),
         (["preprocess", ".", "--out", "x", "--frames", "0"], "frames=0: expected at least 1"),
         (["preprocess", ".", "--out", "x", "--fps", "0"], "fps=0.0: expected a positive"),
-        (["serve"], "MMTOK_API_KEY unset"),
+        (["serve", "--port", "0"], "MMTOK_API_KEY unset"),
         (["serve", "--pixels", "0"], "pixels must be above 0, got 0"),
         (["serve", "--fetch-s", "nan"], "fetch_s must be above 0, got nan"),
         (["serve", "--waiting", "-1"], "waiting must be above 0, got -1"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +14,7 @@ from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
 from mmtok.cli.output import quiet, say
 from mmtok.errors import InputError
+from mmtok.io.files import reason
 
 _MediaRoot = Annotated[
     Path | None, typer.Option("--media-root", help="Folder that file:// URLs may name.")
@@ -24,7 +27,7 @@ def serve(
     dummy: opt.Dummy = False,
     reduce: opt.Reduce = [],  # noqa: B006  # typer copies it
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option("--port", help="Port, 0 for any.")] = 8000,
     batch: Annotated[int, typer.Option("--batch", help="Most requests answered together.")] = 8,
     media_root: _MediaRoot = None,
     remote: _Remote = False,
@@ -61,10 +64,33 @@ def serve(
         media_root=media_root,
         remote=remote,
     )
-    say(f"loading {model} ...")
-    pipe = Pipeline(load(model, dummy=dummy, device=device, dtype=dtype, seed=seed), list(reduce))
-    app = create_app(pipe, limits=limits, api_key=os.environ.get("MMTOK_API_KEY"), batch=batch)
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
+    with _listen(host, port) as listening:
+        say(f"loading {model} ...")
+        lvlm = load(model, dummy=dummy, device=device, dtype=dtype, seed=seed)
+        pipe, key = Pipeline(lvlm, list(reduce)), os.environ.get("MMTOK_API_KEY")
+        app = create_app(pipe, limits=limits, api_key=key, batch=batch)
+        say(f"serving at {_url(listening)}")
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)
+        with suppress(KeyboardInterrupt):  # the way to end it
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The socket, before the model is loaded: requests that come meanwhile wait.
+
+    Raises:
+        InputError: the port is taken, or the host is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"cannot listen on --host {host} --port {port}: {reason(error)}") from None
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
 def _server() -> tuple[Any, Any]:
