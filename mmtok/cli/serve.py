@@ -44,8 +44,6 @@ def serve(
     """Serve chat completions; the API key is read from MMTOK_API_KEY, if that is set."""
     at_least("--batch", batch)
     at_least("--max-body-mib", max_body)
-    if not 0 <= port < 2**16:
-        raise InputError(f"--port must be from 0 to 65535, got {port}")
     if media_root is not None and not os.path.isdir(media_root):
         raise InputError(f"--media-root {media_root}: no such folder")
     quiet()
@@ -69,18 +67,17 @@ def serve(
         lvlm = load(model, dummy=dummy, device=device, dtype=dtype, seed=seed)
         pipe, key = Pipeline(lvlm, list(reduce)), os.environ.get("MMTOK_API_KEY")
         app = create_app(pipe, limits=limits, api_key=key, batch=batch)
-        say(f"serving at {_url(listening)}")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)
-        with suppress(KeyboardInterrupt):  # the way to end it
-            uvicorn.Server(config).run(sockets=[listening])
+        _run(uvicorn, app, listening)
 
 
 def _listen(host: str, port: int) -> socket.socket:
     """The socket, before the model is loaded: requests that come meanwhile wait.
 
     Raises:
-        InputError: the port is taken, or the host is not this machine's.
+        InputError: no port, one that is taken, or a host that is not this machine's.
     """
+    if not 0 <= port < 2**16:
+        raise InputError(f"--port must be from 0 to 65535, got {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
@@ -88,9 +85,12 @@ def _listen(host: str, port: int) -> socket.socket:
         raise InputError(f"cannot listen on --host {host} --port {port}: {reason(error)}") from None
 
 
-def _url(listening: socket.socket) -> str:
+def _run(uvicorn: Any, app: Any, listening: socket.socket) -> None:
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+    say(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)
+    with suppress(KeyboardInterrupt):  # the way to end it
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def _server() -> tuple[Any, Any]:
