@@ -4,13 +4,15 @@
         --reduce "visionzip(keep=64)"
     python examples/batch_captions.py features/ captions.jsonl
 
-Captions are appended as they are made and found again by key: a stopped run goes on where it was.
+Captions are appended as they are made and found again by key: a stopped run goes on where it was,
+and makes the line again that it had written half of.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,15 @@ import torch
 from mmtok.serving.recipe import load_recipe, reload
 from mmtok.serving.replay import prompt_inputs
 from mmtok.serving.shards import read_item, read_manifest
+
+
+def captioned(out: Path) -> set[str]:
+    """Keys that have a caption; the start of a line that was never ended is cut off."""
+    if not out.exists():
+        return set()
+    whole, ended, _ = out.read_bytes().rpartition(b"\n")
+    os.truncate(out, len(whole + ended))
+    return {json.loads(line)["key"] for line in whole.split(b"\n") if line}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     rows = [r for r in read_manifest(args.features) if r["status"] == "ok" and r["kind"] == "image"]
-    done = args.out.read_text().splitlines() if args.out.exists() else []
-    ready = {json.loads(line)["key"] for line in done}
+    ready = captioned(args.out)
     rows = [row for row in rows if row["key"] not in ready]
     lvlm = reload(load_recipe(args.features))
     with args.out.open("a") as out:

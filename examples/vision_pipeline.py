@@ -4,12 +4,14 @@
         --pretrained yes
 
 The mean of a picture's surviving patch tokens is its vector; `--keep 1.0` is the plain mean of all
-of them, to compare with. Weights are random without --pretrained.
+of them, to compare with. Weights are random without --pretrained. Videos, and files that are no
+pictures, are named and passed over.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,15 +25,27 @@ from mmtok.pruning import build
 from mmtok.serving.sources import list_sources
 
 
-def vectors(encoder: Encoder, reduce: str, files: Sequence[Path], batch: int = 16) -> Tensor:
-    """(files, D) unit vectors: the mean of each picture's surviving tokens."""
+def vectors(
+    encoder: Encoder, reduce: str, files: Sequence[Path], batch: int = 16
+) -> tuple[list[Path], Tensor]:
+    """The files that are pictures, and (files, D) unit vectors: means of surviving tokens."""
     (reducer,) = build(reduce)
-    pooled = []
+    named, pooled = list[Path](), list[Tensor]()
     for start in range(0, len(files), batch):
-        tokens = encoder([load_image(file) for file in files[start : start + batch]])
-        kept = reducer.select(tokens).apply(tokens.features)
-        pooled += [features.float().mean(0) for features in kept]
-    return torch.nn.functional.normalize(torch.stack(pooled), dim=-1)
+        pictures = {}
+        for file in files[start : start + batch]:
+            try:
+                pictures[file] = load_image(file)
+            except mmtok.InputError as error:
+                print(f"passed over: {error}", file=sys.stderr)
+        if pictures:
+            tokens = encoder(list(pictures.values()))
+            kept = reducer.select(tokens).apply(tokens.features)
+            pooled += [features.float().mean(0) for features in kept]
+            named += pictures
+    if not pooled:
+        raise SystemExit("no picture among them")
+    return named, torch.nn.functional.normalize(torch.stack(pooled), dim=-1)
 
 
 def search(index: Tensor, query: Tensor, most: int = 5) -> list[tuple[int, float]]:
@@ -53,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[str, float]]:
     encoder = mmtok.load_encoder(args.encoder, pretrained=args.pretrained)
     spec = args.reduce.format(keep=args.keep)
     files = [source.path for source in list_sources(args.folder)]
-    index = vectors(encoder, spec, files)
-    (query,) = vectors(encoder, spec, [args.query])
+    files, index = vectors(encoder, spec, files)
+    _, (query,) = vectors(encoder, spec, [args.query])
     found = [(files[row].name, score) for row, score in search(index, query)]
     for name, score in found:
         print(f"{score:.3f}  {name}")

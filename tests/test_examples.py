@@ -16,6 +16,7 @@ from mmtok import Pipeline, load
 from mmtok.cli.app import main
 from mmtok.serving.shards import read_item, read_manifest
 from tests.conftest import picture
+from tests.videos import write
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SPEC = "stride(keep=0.25)"
@@ -57,12 +58,28 @@ def test_vision_pipeline(encoder: str, photos: Path, tmp_path: Path) -> None:
     assert found[1][1] < found[0][1]
 
 
+def test_vision_pipeline_passes_videos_over(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(photos / "clip.mp4", count=3)
+    (photos / "bad.png").write_bytes(b"no picture")
+    query = str(photos / "1.png")
+    options = ["--encoder", "timm:vit_tiny_patch16_224"]
+    found = example("vision_pipeline").main([str(photos), query, *options])
+    assert {name for name, _ in found} == {"0.png", "1.png", "2.png"}
+    assert found[0][0] == "1.png"
+    said = capsys.readouterr().err.splitlines()
+    assert ["clip.mp4" in line for line in said] == [False, True]
+    with pytest.raises(SystemExit, match="no picture among them"):
+        example("vision_pipeline").main([str(photos), str(photos / "clip.mp4"), *options])
+
+
 def test_batch_captions(features: Path, photos: Path, tmp_path: Path) -> None:
     out, run = tmp_path / "captions.jsonl", example("batch_captions").main
     options = ["--text", "how many?", "--max-new-tokens", "4", "--batch", "2"]
     assert run([str(features), str(out), *options]) == 3
     lines = out.read_text().splitlines()
-    out.write_text("\n".join(lines[:1]) + "\n")
+    out.write_text(lines[0] + "\n" + lines[1][:-5])  # stopped within its second line
     assert run([str(features), str(out), *options]) == 2
     assert sorted(out.read_text().splitlines()) == sorted(lines)
     pipe = Pipeline(load("tiny"), SPEC)
