@@ -1,5 +1,7 @@
 """Bad videos: one clear line for every one of them, and bounded memory."""
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
@@ -131,6 +133,27 @@ def test_long_videos_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
         container._index_by_decoding(path, index.size, 0, most - 1)
     monkeypatch.setattr(container, "_first_frame", lambda file: pytest.fail("decoded"))
     refused(path, "over 29 frames of 64 x 48 pixels", max_source_pixels=most - 1)
+
+
+def test_frames_that_grow_within_a_stream_keep_to_the_limit(tmp_path):
+    path = tmp_path / "grows.ts"
+    with av.open(str(path), "w", format="mpegts") as file:
+        stream = file.add_stream("mpeg2video", rate=10)
+        for number, size in enumerate([(64, 48), (640, 480)]):
+            codec = av.CodecContext.create("mpeg2video", "w") if number else stream.codec_context
+            codec.width, codec.height, codec.pix_fmt, codec.max_b_frames = *size, "yuv420p", 0
+            codec.time_base = Fraction(1, 10)
+            codec.framerate = Fraction(10)
+            for time in range(10 * number, 10 * number + 11):
+                frame = None
+                if time < 10 * number + 10:
+                    frame = av.VideoFrame(*size, "yuv420p")
+                    frame.pts, frame.time_base = time, Fraction(1, 10)
+                for packet in codec.encode(frame):
+                    packet.stream = stream
+                    file.mux(packet)
+    assert load_video(path, backend="pyav").frames[-1].size == (640, 480)
+    refused(path, "picture of 640 x 480 pixels", max_pixels=64 * 48, backend="pyav")
 
 
 @pytest.mark.parametrize(

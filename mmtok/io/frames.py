@@ -16,6 +16,7 @@ from PIL import Image
 from mmtok.errors import InputError
 from mmtok.io.container import VideoIndex, check_work, open_video
 from mmtok.io.files import reason
+from mmtok.io.image import check_size
 
 _UPRIGHT = {
     90: Image.Transpose.ROTATE_90,
@@ -30,18 +31,23 @@ class UnfitBackendError(Exception):
 
 
 def read_pyav(
-    file: Path, index: VideoIndex, wanted: list[int], max_source_pixels: int | None = None
+    file: Path,
+    index: VideoIndex,
+    wanted: list[int],
+    max_source_pixels: int | None = None,
+    max_pixels: int | None = None,
 ) -> list[Image.Image]:
     """The frames numbered `wanted` (ascending, unique), upright.
 
     Raises:
-        InputError: a frame cannot be decoded, or more pixels had to be than `max_source_pixels`.
+        InputError: a frame cannot be decoded, more pixels had to be than `max_source_pixels`, or
+            a wanted frame has over `max_pixels`: frames may grow within a stream.
     """
     found = {}
     if index.seek_points:
-        found = _decode(file, index, wanted, seek=True, most=max_source_pixels)
+        found = _decode(file, index, wanted, seek=True, most=max_source_pixels, each=max_pixels)
     if len(found) < len(wanted):
-        found = _decode(file, index, wanted, seek=False, most=max_source_pixels)
+        found = _decode(file, index, wanted, seek=False, most=max_source_pixels, each=max_pixels)
     for number in wanted:
         if number not in found:
             at_s = index.timestamps_s[number]
@@ -86,7 +92,13 @@ def _picture(frame: object, size: tuple[int, int]) -> Image.Image:
 
 
 def _decode(
-    file: Path, index: VideoIndex, wanted: list[int], *, seek: bool, most: int | None = None
+    file: Path,
+    index: VideoIndex,
+    wanted: list[int],
+    *,
+    seek: bool,
+    most: int | None = None,
+    each: int | None = None,
 ) -> dict[int, Image.Image]:
     """The frames among `wanted` that decode cleanly, by number.
 
@@ -111,6 +123,8 @@ def _decode(
                 check_work(file, next(decoded), (frame.width, frame.height), most)
                 pts = frame.pts if index.timed else ordinal
                 if pts in number_at and not frame.is_corrupt:
+                    if each is not None:
+                        check_size((frame.width, frame.height), max_pixels=each, name=str(file))
                     picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
                     turn = _UPRIGHT.get(frame.rotation)
                     found[number_at[pts]] = picture if turn is None else picture.transpose(turn)

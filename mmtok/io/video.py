@@ -93,7 +93,7 @@ def load_video(
     else:
         wanted = sample_by_fps(index.timestamps_s, index.duration_s, fps)
     _check_budget(file, index, len(wanted), max_frames)
-    pictures, used = _read(file, index, wanted, backend, max_source_pixels)
+    pictures, used = _read(file, index, wanted, backend, max_source_pixels, max_pixels)
     return Clip(
         frames=pictures,
         timestamps_s=[index.timestamps_s[i] for i in wanted],
@@ -185,7 +185,12 @@ def _check_budget(file: Path, index: VideoIndex, count: int, max_frames: int) ->
 
 
 def _read(
-    file: Path, index: VideoIndex, wanted: list[int], backend: Backend, most: int | None
+    file: Path,
+    index: VideoIndex,
+    wanted: list[int],
+    backend: Backend,
+    most: int | None,
+    max_pixels: int,
 ) -> tuple[list[Image.Image], Literal["decord", "pyav"]]:
     if backend != "pyav":
         try:
@@ -193,4 +198,4 @@ def _read(
         except UnfitBackendError as error:
             if backend == "decord":
                 raise InputError(f"{file}: {error}, expected backend='pyav' or 'auto'") from None
-    return read_pyav(file, index, wanted, most), "pyav"
+    return read_pyav(file, index, wanted, most, max_pixels), "pyav"
