@@ -103,7 +103,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
     known = {*registry.names(), *embedded_tokenizers()}
-    parser.add_argument("--only", nargs="+", default=known)
+    parser.add_argument(
+        "--only", nargs="+", choices=sorted(known), help="print these, save no page"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -111,7 +113,7 @@ def main() -> None:
         raise SystemExit(f"no row for {', '.join(sorted(missing))}")
     tables: dict[str, list[list[str]]] = {}
     for row in ROWS:
-        if row.spec.split("(")[0] not in options.only:
+        if options.only and row.spec.split("(")[0] not in options.only:
             continue
         with tempfile.TemporaryDirectory() as folder:
             cells = measured(row, Path(folder), options.runs)
@@ -131,7 +133,10 @@ def main() -> None:
     )
     for name, table in tables.items():
         text += f"\n## {KINDS[name].title}\n\n" + markdown(table)
-    save(f"{Path(__file__).stem}.md", text)
+    if options.only:
+        print(text)
+    else:
+        save(f"{Path(__file__).stem}.md", text)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/flex.py --data test.tar --train train.tar --twin runs/twin/export
 
 The twin is `python -m mmtok.training.flex --fixed`: same network and pictures, no nested dropout.
-Of several, the best one at full length counts: runs of one recipe differ.
+Of several, the best one at full length counts: runs of one recipe differ. A folder whose name ends
+in `resumed` holds a finished run that went on to more steps.
 Choices of the recipe were made looking at some of the held-out pictures; none of those counts here.
 Needs the test extra (scikit-image, for photographs to show, and scipy).
 """
@@ -106,12 +107,16 @@ def jpeg_bytes(picture: Tensor) -> int:
 
 
 def by_length(
-    options: argparse.Namespace, tokenizer: FlexTok, twin: FlexTok, pictures: Tensor
-) -> tuple[str, str]:
-    """The table, and what it says about the target."""
+    options: argparse.Namespace, tokenizer: FlexTok, pictures: Tensor
+) -> tuple[str, str, str]:
+    """The table, what it says about the target, and the table of twins, the best one first."""
     ours, few = lengths_psnr(tokenizer, pictures), pictures[:: max(1, len(pictures) // 100)]
+    twins = {folder: lengths_psnr(FlexTok(weights=folder), pictures) for folder in options.twin}
+    whole = tokenizer.max_tokens
+    twins = dict(sorted(twins.items(), key=lambda twin: -float(twin[1][whole].mean())))
+    folder, cut = next(iter(twins.items()))
+    filled = filled_psnr(FlexTok(weights=folder), pictures)
     flow = lengths_psnr(FlexTok(weights=options.weights, steps=20), few)
-    cut, filled = lengths_psnr(twin, pictures), filled_psnr(twin, pictures)
     train = load_pictures(options.train, 32).float() / 255
     linear = linear_psnr(train, pictures, tokenizer.lengths)
     head = ["tokens", "bits", "PSNR", "5th percentile", "20 flow steps"]
@@ -124,7 +129,19 @@ def by_length(
         for other in (cut, filled):
             row += [f"{other[length].mean():.2f}", f"{best - float(other[length].mean()):+.2f}"]
         rows.append([*row, f"{linear[length].mean():.2f}"])
-    return markdown(rows), verdict(tokenizer, ours, cut, linear)
+    return markdown(rows), verdict(tokenizer, ours, cut, linear), compared(ours, twins)
+
+
+def compared(ours: dict[int, Tensor], twins: dict[str, dict[int, Tensor]]) -> str:
+    """The table of twins: how each was trained, PSNR of all tokens, gain over it where cut."""
+    *short, whole = ours
+    rows = [["twin", "trained for", "PSNR, all tokens", *(f"gain at {k}" for k in short)]]
+    for folder, cut in twins.items():
+        name = Path(folder).name
+        said = training(folder) + ", resumed" * name.endswith("resumed")
+        gains = [f"{float((ours[k] - cut[k]).mean()):+.2f}" for k in short]
+        rows.append([name, said, f"{cut[whole].mean():.2f}", *gains])
+    return markdown(rows)
 
 
 def verdict(
@@ -146,13 +163,6 @@ def verdict(
         f"{', '.join(reach) or 'none of them'}. The twin's first tokens alone still say more than "
         f"a picture without any would."
     )
-
-
-def whole_psnr(tokenizer: FlexTok, pictures: Tensor) -> float:
-    """Mean PSNR of all tokens."""
-    codes = tokenizer.encode(list(pictures), batch_size=BATCH)
-    made = tokenizer.decode(codes, batch_size=BATCH)
-    return float(psnr(torch.stack(made), pictures).mean())
 
 
 def training(weights: str) -> str:
@@ -218,20 +228,13 @@ def main() -> None:
     pictures = pictures[torch.stack([place % step != 0 for step in LOOKED_AT]).all(0)]
     pictures = pictures[torch.linspace(0, len(pictures) - 1, options.pictures).long()]
     tokenizer = FlexTok(weights=options.weights)
-    twins = {whole_psnr(FlexTok(weights=folder), pictures): folder for folder in options.twin}
-    best = twins[max(twins)]
     facts = {
         "ours": training(options.weights),
-        "twin": training(best),
-        "twins": ", ".join(f"{value:.2f}" for value in sorted(twins, reverse=True)),
         "ceiling": float(ceiling_psnr(tokenizer, pictures).mean()),
         "n": len(pictures),
         "looked_at": " and every ".join(f"{step}th" for step in LOOKED_AT),
     }
-    tables = (
-        *by_length(options, tokenizer, FlexTok(weights=best), pictures),
-        halting(options, pictures),
-    )
+    tables = (*by_length(options, tokenizer, pictures), halting(options, pictures))
     sheet(tokenizer).save(ROOT / "docs" / "results" / "flex.png")
     text = card("tiny-flex: what the first tokens of a picture are worth")
     text += TEXT.format(*tables, **facts)
@@ -246,23 +249,29 @@ chosen: none of those is among them. How much lies in which frequencies was look
   The network reads the lower frequencies of a picture alone: those, unchanged, would be
   {ceiling:.2f} dB.
 - *20 flow steps*: samples, from noise, instead of the mean in one step; of 100 of the pictures.
-- *twin*: the same network trained without nested dropout, for {twin}.
-  Runs differ, so of several twins the one that is best at full length counts: {twins} dB
-  there. *cut* decodes its first tokens as any FlexTok does; *filled* puts the average vector of
-  each missing token, over these very pictures, in its place, which no decoder could know. *gain* is
-  over the column before it.
+- *twin*: the same network trained without nested dropout. Runs differ, so of several twins the one
+  that is best at full length counts, the first under *Twins*. *cut* decodes its first tokens as any
+  FlexTok does; *filled* puts the average vector of each missing token, over these very pictures, in
+  its place, which no decoder could know. *gain* is over the column before it.
 - *linear*: principal components of the training pictures, six numbers to a token as here, but not
   rounded, so of many more bits.
 
 {0}
 {1}
 
+## Twins
+
+Gain of tiny-flex over the first tokens of each. *resumed*, if any: a finished run of fewer steps
+went on to these, its learning rates rising again in between; the recipe refuses that, so its
+command alone does not make such a twin.
+
+{2}
 ## Halting
 
 `flextok(weights="tiny-flex", quality=...)` gives each picture the fewest tokens that reach the
 quality, or all. The correlation is Spearman's, of tokens with bytes as a JPEG of quality 75.
 
-{2}
+{3}
 ## Pictures
 
 Photographs from scikit-image, that the model was not trained on.

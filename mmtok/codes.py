@@ -48,7 +48,7 @@ class Codebook:
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or not 0 < len(self.kind) <= 64:
-            raise InputError(f"codebook kind must be a short name, got {self.kind!r}")
+            raise InputError(f"codebook kind must be a short name, got {self.kind!r:.80}")
         if not 1 <= len(self.sizes) <= MAX_TOKEN_BITS or len(self.levels) > 62:
             raise InputError(f"expected 1 to {MAX_TOKEN_BITS} codebooks, got {len(self.sizes)}")
         numbers = (*self.sizes, *self.levels)
@@ -57,9 +57,11 @@ class Codebook:
         if self.bits > MAX_TOKEN_BITS:
             raise InputError(f"token of {self.bits:.0f} bits, expected at most {MAX_TOKEN_BITS}")
         if self.levels and any(size != math.prod(self.levels) for size in self.sizes):
-            raise InputError(f"levels {self.levels} do not make codebooks of {self.sizes[:4]}")
+            raise InputError(
+                f"levels {self.levels!s:.80} do not make codebooks of {self.sizes[:4]}"
+            )
         if self.order not in ("lsb_first", "msb_first"):
-            raise InputError(f"order must be lsb_first or msb_first, got {self.order!r}")
+            raise InputError(f"order must be lsb_first or msb_first, got {self.order!r:.80}")
 
     @property
     def bits(self) -> float:
@@ -162,7 +164,7 @@ def check_shape(shape: tuple[int, ...]) -> str:
     colours = {2: 1, 3: shape[0] if shape else 0, 4: shape[1] if len(shape) > 1 else 0}
     whole = all(type(side) is int and side > 0 for side in shape)
     if len(shape) not in _KINDS or not whole or colours[len(shape)] not in (1, 3):
-        raise InputError(f"media of shape {tuple(shape)}, expected {', '.join(_KINDS.values())}")
+        raise InputError(f"media of shape {shape!s:.80}, expected {', '.join(_KINDS.values())}")
     if math.prod(shape) > MAX_VALUES:
         raise InputError(f"media of shape {tuple(shape)}, expected at most {MAX_VALUES} values")
     return {2: "audio", 3: "image", 4: "video"}[len(shape)]
@@ -176,7 +178,9 @@ def cells(grid: tuple[int, ...]) -> int:
     """
     whole = all(type(side) is int and 0 < side <= MAX_VALUES for side in grid)
     if not 1 <= len(grid) <= 3 or not whole or math.prod(grid) > MAX_VALUES:
-        raise InputError(f"token grid {grid!r}: expected one to three sides, at most {MAX_VALUES}")
+        raise InputError(
+            f"token grid {grid!r:.80}: expected one to three sides, at most {MAX_VALUES}"
+        )
     return math.prod(grid)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -46,3 +48,39 @@ def test_the_published_search_stands_beside_what_was_expected_of_it(
 
     assert said in (line := naive(ratio))
     assert f"takes {ratio} times as long" in line
+
+
+def test_every_twin_of_tiny_flex_is_told_apart(tmp_path: Path) -> None:
+    from benchmarks.flex import compared
+
+    said = {"step": 3000, "batch": 64, "pictures": 20_000, "seed": 0, "seconds": 1200.0}
+    folders = [tmp_path / "twin-resumed", tmp_path / "twin"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"trained": said}))
+    ours = {1: torch.tensor([16.0, 18.0]), 4: torch.tensor([20.0])}
+    twins = {
+        str(folder): {1: torch.tensor([14.0, 15.0]), 4: torch.tensor([21.0])} for folder in folders
+    }
+    resumed, plain = compared(ours, twins).splitlines()[2:]
+    trained = "3,000 steps of 64 out of 20,000 pictures, seed 0, 20 minutes of one core"
+    assert resumed == f"| twin-resumed | {trained}, resumed | 21.00 | +2.50 |"
+    assert plain == f"| twin | {trained} | 21.00 | +2.50 |"
+
+
+def test_some_rows_of_codecs_do_not_become_the_page(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import codecs
+
+    def refused(name: str, text: str) -> None:
+        raise AssertionError(name)
+
+    monkeypatch.setattr(codecs, "save", refused)
+    monkeypatch.setattr(codecs, "measured", lambda *_: ["measured"])
+    monkeypatch.setattr("sys.argv", ["codecs.py", "--only", "patchify"])
+    codecs.main()
+    assert "| measured |" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["codecs.py", "--only", "patchfy"])
+    with pytest.raises(SystemExit):
+        codecs.main()

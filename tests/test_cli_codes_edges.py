@@ -7,13 +7,15 @@ import weakref
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 import mmtok.tokenizers
 from mmtok.cli.app import main
+from mmtok.io import mmt_header
 from mmtok.io.audio import save_audio
 from mmtok.io.mmt import write_codes
-from mmtok.tokenizers import Patchify, Tokenizer, build
+from mmtok.tokenizers import Patchify, Tokenizer, WavTokenizer, build
 from tests.test_cli import photo
 from tests.test_cli_codes import EXACT, names, run
 
@@ -145,3 +147,46 @@ def test_hostile_specs_of_files_are_one_line(
     code, done, err = run(capsys, "decode", str(tmp_path))
     assert (code, len(done["failed"])) == (2, len(specs))
     assert err.count("\nerror: ") + err.startswith("error: ") == len(specs)
+
+
+def test_every_line_names_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sounds = {"a": torch.zeros(1, 800), "b": torch.full((1, 800), torch.nan)}
+    for name, sound in sounds.items():
+        soundfile.write(tmp_path / f"{name}.wav", sound[0].numpy(), 8000, subtype="FLOAT")
+    made, out = str(tmp_path), ("--out", str(tmp_path / "out"))
+    code, done, err = run(capsys, "encode", made, "--tokenizer", "tiny-codec", *out)
+    assert (code, len(done["items"])) == (3, 1)
+    assert f"error: {tmp_path / 'b.wav'}: item 0 must hold finite" in err
+    code, done, err = run(capsys, "decode", *out[1:], "--tokenizer", "wavtokenizer")
+    assert code == 2
+    assert done["failed"][0]["error"].startswith(f"{tmp_path / 'out' / 'a.wav.mmt'}: ")
+    assert err.count(str(tmp_path / "out" / "a.wav.mmt")) == 1
+
+
+def test_what_could_not_be_written_is_not_encoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mmt_header, "_LENGTHS", {2: ("samples", 1, 700, 99)})
+    monkeypatch.setattr(WavTokenizer, "encode_batch", None)  # any call would be a traceback
+    save_audio(torch.zeros(1, 800), 8000, tmp_path / "a.wav")
+    arguments = (str(tmp_path), "--tokenizer", "tiny-codec", "--max-tokens", "1")
+    code, _, err = run(capsys, "encode", *arguments)
+    assert code == 2
+    assert "a.wav: 800 samples from 1 token, expected at most 799" in err
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_a_tokenizer_too_large_is_one_line(
+    command: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(self: WavTokenizer) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    monkeypatch.setattr(WavTokenizer, "build", full)
+    save_audio(torch.zeros(1, 800), 8000, tmp_path / "a.wav")
+    code, _, err = run(capsys, command, str(tmp_path / "a.wav"), "--tokenizer", "wavtokenizer")
+    assert code == 2
+    assert err == "error: wavtokenizer: memory does not suffice for this tokenizer\n"

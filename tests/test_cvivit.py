@@ -99,3 +99,11 @@ def test_weights_of_the_known_layout(suffix: str, tmp_path: Path) -> None:
         CViViT(weights=str(file)).encode([clip(1)])
     with pytest.raises(InputError, match="power of two"):
         CViViTConfig(heads=6)
+
+
+def test_frames_whose_attention_takes_gigabytes_are_refused() -> None:
+    tokenizer = CViViT()
+    assert tokenizer.grid((3, 3, 512, 1024)) == (2, 64, 128)
+    for shape in ((3, 512, 1025), (3, 3, 520, 1024)):
+        with pytest.raises(InputError, match=r"are 8[0-9]* tokens, expected at most 8192"):
+            tokenizer.grid(shape)

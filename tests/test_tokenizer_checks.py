@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from mmtok.errors import InputError
-from mmtok.tokenizers import build
+from mmtok.tokenizers import CViViT, build
 
 
 @pytest.mark.parametrize(
@@ -71,3 +74,19 @@ def test_streams_check_every_piece(spec: str) -> None:
     assert torch.equal(torch.cat(parts), whole)
     with pytest.raises(InputError, match="has ended"):
         stream.push(piece)
+
+
+def test_sizes_that_the_weights_do_not_have_are_not_allocated(tmp_path: Path) -> None:
+    CViViT().save(tmp_path)
+    file = tmp_path / "config.json"
+    said = json.loads(file.read_text())
+    said["mmtok"]["width"] = 2**20
+    file.write_text(json.dumps(said))
+    with pytest.raises(InputError, match="weights of wrong shape"):
+        CViViT(weights=str(tmp_path)).to("cpu")
+
+
+def test_the_second_stage_is_not_silently_the_first() -> None:
+    with pytest.raises(InputError, match="generative goes with ratio"):
+        build("wetok(weights='some', generative=True)")
+    build("wetok(weights='some', generative=True, ratio=48)")

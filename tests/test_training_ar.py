@@ -54,6 +54,31 @@ def test_an_epoch_takes_every_item_once_in_an_order_of_its_own():
     assert torch.equal(checkpoint.batch_at(2, 3, 9, 1), epochs[0][6:])
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"warm": 1.0}, "warm must be at least 0 and below 1"),
+        ({"warm": -0.1}, "warm must be"),
+        ({"warm": float("nan")}, "warm must be"),
+        ({"batch": 0}, "steps of 0"),
+        ({"steps": 0}, "0 steps"),
+    ],
+)
+def test_settings_that_give_no_codes_are_refused(change, said):
+    with pytest.raises(InputError, match=said):
+        VQSettings(**change)
+
+
+def test_a_batch_is_no_larger_than_the_data():
+    assert len(checkpoint.batch_at(0, 9, 9, 1)) == 9
+    for batch in (0, 10):
+        with pytest.raises(InputError, match=f"batch of {batch}, expected 1 to 9"):
+            checkpoint.batch_at(0, batch, 9, 1)
+    for batch in (0, 641):
+        with pytest.raises(InputError, match=f"batch of {batch}, expected 1 to 640"):
+            DraftSettings(batch=batch)
+
+
 def test_the_tokenizer_resumes_to_the_same_weights_and_exports(garments, tmp_path):
     settings = VQSettings(steps=6, batch=4, warm=0.34)
     images = garments.images[:16]
@@ -62,6 +87,8 @@ def test_the_tokenizer_resumes_to_the_same_weights_and_exports(garments, tmp_pat
     VQTrainer(images, settings, tmp_path / "parts").train(silent, until=3)
     with pytest.raises(InputError, match="made with other settings"):
         VQTrainer(images, replace(settings, lr=1.0), tmp_path / "parts")
+    with pytest.raises(InputError, match="or other data"):
+        VQTrainer(images[1:], settings, tmp_path / "parts")
     later = VQTrainer(images, settings, tmp_path / "parts")
     assert later.step == 3
     later.train(silent)
@@ -107,6 +134,8 @@ def test_the_model_resumes_to_the_same_weights_and_plain_transformers_loads_it(t
     assert_same(later.model, whole.model)
     with pytest.raises(InputError, match="made with other settings"):
         ARTrainer(later.model, data, replace(settings, hide=0), tmp_path / "parts")
+    with pytest.raises(InputError, match="or other data"):
+        ARTrainer(later.model, data.flip(0), settings, tmp_path / "parts")
     assert torch.equal(later.data, data)  # hiding a class leaves the data as they are
     export(later.model, tmp_path / "export")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.float32)
@@ -152,6 +181,8 @@ def test_guided_draws_are_the_target_s_and_teach_the_drafter(tmp_path):
     assert_same(later.model, trainer.model)
     with pytest.raises(InputError, match="made with other settings"):
         DraftTrainer(target, replace(settings, guidance=1), tmp_path / "parts")
+    with pytest.raises(InputError, match="or other data"):
+        DraftTrainer(trainer.model, settings, tmp_path / "parts")
 
 
 def test_the_judge_resumes_and_its_moments_are_kept(garments, tmp_path):
@@ -164,6 +195,8 @@ def test_the_judge_resumes_and_its_moments_are_kept(garments, tmp_path):
     assert_same(again, whole)
     with pytest.raises(InputError, match="made with other settings"):
         train_judge(images, classes, saved, epochs=3)
+    with pytest.raises(InputError, match="or other data"):
+        train_judge(images, classes.flip(0), saved, epochs=2)
     from safetensors.torch import save_file
 
     photographs = as_pictures(images[:64])

@@ -130,6 +130,11 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
     other = replace(SETTINGS, seed=1)
     with pytest.raises(InputError, match="other settings"):
         CodecTrainer(digits, other, tmp_path / "parts", CONFIG)
+    longer = replace(SETTINGS, steps=9)
+    assert CodecTrainer(digits, longer, tmp_path / "parts", CONFIG).step == SETTINGS.steps
+    quieter = replace(digits, sounds=[sound / 2 for sound in digits.sounds])
+    with pytest.raises(InputError, match="other data"):
+        CodecTrainer(quieter, SETTINGS, tmp_path / "parts", CONFIG)
 
 
 def test_what_is_exported_loads_and_codes_alike(digits: Digits, tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path: Path) -> None:
     for other in (dataclasses.replace(settings, nested=False), FlexSettings(steps=9, batch=8)):
         with pytest.raises(InputError, match="made with other settings"):
             FlexTrainer(CONFIG, PIXELS, other, tmp_path / "parts")
+    with pytest.raises(InputError, match="or other data"):
+        FlexTrainer(CONFIG, PIXELS[:39], settings, tmp_path / "parts")
 
 
 def test_training_learns_and_exports(tmp_path: Path) -> None:

@@ -36,6 +36,10 @@ from mmtok.tokenizers.cvivit_net import CViViTConfig, CViViTNetwork
 from mmtok.tokenizers.network import Networked, read_weights
 from mmtok.tokenizers.resize import to_multiple
 
+MAX_PLACES = 2**13
+"""Most tokens of a step: every head holds a number for each pair of them, and eight heads take
+2 GiB. Frames of 512 x 1024 pixels in patches of 8 are as many."""
+
 _UNUSED = ("context_norm.", "null_kv", "rel_pos_bias.slopes", "rel_pos_bias.bias")
 
 
@@ -93,10 +97,19 @@ class CViViT(Networked[CViViTConfig], Tokenizer):
         return 1
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(rows, columns) of patches, before them the number of steps in a clip."""
+        """(rows, columns) of patches, before them the number of steps in a clip.
+
+        Raises:
+            InputError: no colours, or more than `MAX_PLACES` tokens in a step.
+        """
         if shape[-3] != 3:
             raise InputError(f"cvivit takes RGB, got shape {shape}")
         space = tuple(-(-side // self.config.patch) for side in shape[-2:])
+        if (places := space[0] * space[1]) > MAX_PLACES:
+            raise InputError(
+                f"cvivit: frames of {shape[-1]} x {shape[-2]} pixels are {places} tokens, expected "
+                f"at most {MAX_PLACES}, whose attention takes gigabytes: make them smaller"
+            )
         return space if len(shape) == 3 else (1 - (1 - shape[0]) // self.config.span, *space)
 
     def encode_batch(self, media: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ class HFVQ(Networked[Any], Tokenizer):
                         if not whole or "vqmodel." in name:
                             found[name.split("vqmodel.")[-1]] = part.get_tensor(name)
             except (SafetensorError, OSError) as error:
-                raise InputError(f"{file}: no safetensors file ({reason(error)})") from None
+                raise InputError(f"{file}: no safetensors file ({reason(error):.80})") from None
         return found
 
     @cached_property

@@ -63,7 +63,7 @@ class WeTok(Networked[WeTokConfig], Tokenizer):
         seed: of random weights and of the noise.
 
     Raises:
-        InputError: there is no such ratio.
+        InputError: there is no such ratio, or `generative` is given where config.json tells.
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("image",)
@@ -82,6 +82,8 @@ class WeTok(Networked[WeTokConfig], Tokenizer):
         super().__post_init__()
         if self.ratio is not None and self.ratio not in _RATIOS:
             raise InputError(f"wetok: ratio must be one of {list(_RATIOS)}, got {self.ratio!r}")
+        if self.generative and self.weights is not None and self.ratio is None:
+            raise InputError("wetok: generative goes with ratio; without one, config.json says it")
 
     @cached_property
     def config(self) -> WeTokConfig:

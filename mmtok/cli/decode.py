@@ -10,7 +10,7 @@ import typer
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
-from mmtok.cli.items import Job, finish, make_room, plan_jobs, run_all
+from mmtok.cli.items import Job, enough_memory, finish, make_room, plan_jobs, run_all
 from mmtok.cli.output import answer, say
 from mmtok.errors import InputError
 
@@ -53,7 +53,8 @@ def decode(
         return _decode_file(made(spec), job, tokens, overwrite, taken)
 
     if tokenizer is not None:
-        made(tokenizer)  # a wrong one is refused once, not for every file
+        with enough_memory(f"{tokenizer}: memory does not suffice for this tokenizer"):
+            made(tokenizer)  # a wrong one is refused once, not for every file
     done, failed = run_all(jobs, lambda job: job.source, work)
     say(f"{len(done)} decoded, {len(failed)} failed")
     if as_json:

@@ -10,7 +10,7 @@ import typer
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
-from mmtok.cli.items import Job, finish, make_room, plan_jobs, run_all
+from mmtok.cli.items import Job, enough_memory, finish, make_room, plan_jobs, run_all
 from mmtok.cli.output import answer, say
 
 # What is taken from a folder; files named by themselves may be called anything.
@@ -48,7 +48,8 @@ def encode(
     made = build(tokenizer)
     suffixes = [suffix for kind in made.modalities for suffix in SUFFIXES[kind]]
     jobs = plan_jobs(media, suffixes, out, [".mmt"], lambda name: f"{name}.mmt")
-    made.to(pick_device(device))
+    with enough_memory(f"{tokenizer}: memory does not suffice for this tokenizer"):
+        made.to(pick_device(device))
     say(f"{made.spec}: {made.codebook.bits:.2f} bits a token")
 
     def work(job: Job) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def _encode_file(
 ) -> dict[str, Any]:
     from mmtok.io.media import load_media
     from mmtok.io.mmt import write_codes
+    from mmtok.io.mmt_header import check_length
 
     make_room(job.target, overwrite)
     item, meta = load_media(
@@ -82,6 +84,8 @@ def _encode_file(
         sample_rate=tokenizer.sample_rate,
         channels=tokenizer.channels,
     )
+    if max_tokens is not None:  # what could not be written is not encoded
+        check_length(tuple(item.shape), max_tokens)
     codes = tokenizer.encode([item], max_tokens=max_tokens)
     size = write_codes(replace(codes, meta=meta | codes.meta), job.target)
     say(f"{job.target}: {codes.counts[0]} tokens, {size} bytes")

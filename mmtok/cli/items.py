@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,21 +98,36 @@ def make_room(target: Path, overwrite: bool) -> None:
 def run_all(
     jobs: Sequence[Any], name: Callable[[Any], Path], work: Callable[[Any], dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Results of the jobs that worked, and path and reason of those that did not."""
+    """Results of the jobs that worked, and path and line of those that did not."""
     done, failed = [], []
     for job in jobs:
+        path = str(name(job))
         try:
-            done.append(work(job))
-            continue
+            with enough_memory(
+                f"{path}: memory does not suffice for media of this size, make it smaller"
+            ):
+                done.append(work(job))
         except InputError as error:
-            line = " ".join(str(error).split())
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            line = f"{name(job)}: memory does not suffice for media of this size, make it smaller"
-        output.say(f"error: {line}")
-        failed.append({"path": str(name(job)), "error": line})
+            said = str(error)
+            line = " ".join((said if said.startswith(f"{path}:") else f"{path}: {said}").split())
+            output.say(f"error: {line}")
+            failed.append({"path": path, "error": line})
     return done, failed
+
+
+@contextmanager
+def enough_memory(line: str) -> Iterator[None]:
+    """Where memory runs out, an error of this line.
+
+    Raises:
+        InputError: it does not suffice.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise InputError(line) from None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -37,12 +37,13 @@ def write_codes(codes: Codes, path: str | PathLike[str]) -> int:
     """Write codes into a file, whole or not at all, and return its size in bytes.
 
     Args:
-        codes: of one tokenizer, any number of items.
+        codes: of one tokenizer, at most `MAX_ITEMS` items.
         path: the file; an existing one is replaced.
 
     Raises:
         InputError: the file cannot be written, or could not be read back: no items or more than
-            `MAX_ITEMS`, a tokenizer's name or a header too long, `meta` that JSON changes.
+            `MAX_ITEMS`, a tokenizer's name or a header too long, `meta` that JSON changes, or media
+            that `read_codes` would not believe of so few tokens (see docs/tokenizers.md).
     """
     data = to_bytes(codes)
     with replacing(path) as beside:
@@ -132,7 +133,7 @@ class _Opened:
             text = (self.tensors.metadata() or {}).get("mmt")
             found = {name: self._length(name) for name in self.tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: damaged or no .mmt file ({reason(error)})") from None
+            raise InputError(f"{file}: damaged or no .mmt file ({reason(error):.80})") from None
         if text is None:
             raise InputError(f"{file}: no metadata `mmt`, expected {_EXPECTED}")
         try:

@@ -21,9 +21,7 @@ MAX_ITEMS = 2**16
 """Most items of one file."""
 BLOCK_BITS = 2**15
 """Bits of a block, about: 4 KiB, of which 5 bytes are lost to the check and to rounding."""
-VALUES_PER_BYTE = 2**16
-"""Values of media that a byte of codes may stand for, beyond those of one item of any size."""
-_LENGTHS = {2: ("samples", 1, 2**24, 2**14), 4: ("frames", 0, 2**12, 2**8)}
+_LENGTHS = {2: ("samples", 1, 2**24, 2**16), 4: ("frames", 0, 2**12, 2**8)}
 """By dimensions of the media: what runs along time, where in the shape, how many there may be
 whatever the codes, which may be cut to one token, and how many more for every token."""
 _MAX_TEXT = 4096
@@ -152,7 +150,7 @@ def _check_counts(header: Header) -> None:
         check_shape(shape)
     for (count, grid), _ in groupby(zip(header.counts, header.grids, strict=True)):
         if type(count) is not int or not 0 <= count <= cells(grid):
-            raise InputError(f"{count!r} tokens for a grid of {grid}")
+            raise InputError(f"{count!r:.40} tokens for a grid of {grid!s:.80}")
     tokens = header.block_tokens
     if type(tokens) is not int or tokens < 1:
         raise InputError("block_tokens must be at least 1")
@@ -163,19 +161,31 @@ def _check_counts(header: Header) -> None:
 
 def _check_size(header: Header) -> None:
     """A small file does not stand for media that take hours to decode."""
+    for shape, count in zip(header.shapes, header.counts, strict=True):
+        check_length(shape, count)
     values = sum(math.prod(shape) for shape in header.shapes)
-    most = MAX_VALUES + VALUES_PER_BYTE * header.payload_bytes
+    most = MAX_VALUES * (1 + header.payload_bytes)
     if values > most:
         raise InputError(
             f"media of {values} values in {header.payload_bytes} bytes of codes, expected at most "
             f"{most}: keep more tokens, or put fewer items into a file"
         )
-    for shape, count in zip(header.shapes, header.counts, strict=True):
-        name, axis, free, per_token = _LENGTHS.get(len(shape), ("", 0, MAX_VALUES, 0))
-        if shape[axis] > (most := free + per_token * count):
-            raise InputError(
-                f"{shape[axis]} {name} from {count} tokens, expected at most {most}: keep more"
-            )
+
+
+def check_length(shape: tuple[int, ...], count: int) -> None:
+    """A few tokens do not stand for very long media.
+
+    Raises:
+        InputError: a clip or a recording is longer than so many tokens may stand for.
+    """
+    if len(shape) not in _LENGTHS:
+        return
+    name, axis, free, per_token = _LENGTHS[len(shape)]
+    if shape[axis] > (most := free + per_token * count):
+        tokens = f"{count} token{'s' * (count != 1)}"
+        raise InputError(
+            f"{shape[axis]} {name} from {tokens}, expected at most {most}: keep more tokens"
+        )
 
 
 def _canonical(value: dict[str, Any]) -> str:

@@ -83,11 +83,16 @@ class Networked(Generic[Kind]):
         Raises:
             InputError: the weights cannot be read, or do not fit the configuration.
         """
+        state: dict[str, Tensor] = {}
+        if self.weights is not None:
+            state = self.published(self.read(self.weights))
+            with torch.device("meta"):  # sizes that the weights do not have are not allocated
+                check_fit(self.build(), state, self.weights)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             made = self.build()
         if self.weights is not None:
-            fill(made, self.published(self.read(self.weights)), self.weights)
+            fill(made, state, self.weights)
         return made.eval().requires_grad_(False)
 
     def identity(self) -> dict[str, Any]:
@@ -157,7 +162,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             return dict(load_file(file))
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # both libraries raise whatever they trip over
-        raise InputError(f"{file}: cannot be read as weights ({reason(error)})") from None
+        raise InputError(f"{file}: cannot be read as weights ({reason(error):.80})") from None
     for name in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
             loaded = loaded[name]
@@ -168,6 +173,16 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load weights into a network; names and shapes have to be exactly its own.
+
+    Raises:
+        InputError: as in `check_fit`.
+    """
+    check_fit(network, state, source)
+    network.load_state_dict(dict(state))
+
+
+def check_fit(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Weights have exactly the names and shapes of a network.
 
     Raises:
         InputError: a name is missing or too many, or a shape differs.
@@ -183,7 +198,6 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         if names:
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise InputError(f"{source}: {len(names)} weights {what}: {shown}")
-    network.load_state_dict(dict(state))
 
 
 def pick(
@@ -239,7 +253,7 @@ def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
             part = cast(Any, opened)
             return {name: tuple(part.get_slice(name).get_shape()) for name in part.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: no safetensors file ({reason(error)})") from None
+        raise InputError(f"{file}: no safetensors file ({reason(error):.80})") from None
 
 
 def read_json(file: Path) -> dict[str, Any]:

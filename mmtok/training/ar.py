@@ -116,7 +116,7 @@ class ARTrainer:
     """Trains a model on sequences (M, 65); resumes from `folder`.
 
     Raises:
-        InputError: the checkpoint there was made with other settings.
+        InputError: the checkpoint there was made with other settings or other data.
     """
 
     def __init__(
@@ -126,7 +126,8 @@ class ARTrainer:
         self.path, self.device = folder / "ar.pt", device
         self.optimisers = Optimisers([model], settings.lr, settings.others_lr)
         self.step, self.loss = 0, 0.0
-        saved = checkpoint.load(self.path, asdict(settings))
+        self._said = {**asdict(settings), "data": checkpoint.digest(data)}
+        saved = checkpoint.load(self.path, self._said)
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.optimisers.load_state_dict(saved["optimisers"])
@@ -152,7 +153,7 @@ class ARTrainer:
             if self.step % 100 == 0 or self.step == last:
                 state = {"model": self.model.state_dict(), "step": self.step, "loss": self.loss}
                 state["optimisers"] = self.optimisers.state_dict()
-                checkpoint.save(self.path, state, asdict(settings))
+                checkpoint.save(self.path, state, self._said)
 
 
 def token_loss(model: Any, ids: Tensor) -> Tensor:

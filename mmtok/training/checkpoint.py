@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
-from mmtok.io.files import replacing
+from mmtok.io.files import check_file, reason, replacing
 
 
 def save(path: Path, saved: Mapping[str, Any], made_with: Mapping[str, Any] | None = None) -> None:
@@ -26,15 +27,32 @@ def load(path: Path, made_with: Mapping[str, Any] | None = None) -> dict[str, An
     """The checkpoint, None if there is none; sets torch's random numbers to its state.
 
     Raises:
-        InputError: it was made with other settings.
+        InputError: it was made with other settings or other data, or is no whole checkpoint.
     """
     if not path.exists():
         return None
-    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if saved.get("made_with", _line(None)) != _line(made_with):
-        raise InputError(f"{path}: made with other settings, choose another folder")
-    torch.set_rng_state(saved["random"])
+    file = check_file(path, "a checkpoint of this recipe")
+    try:
+        saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        random, said = saved["random"], saved["made_with"]
+    except Exception as error:  # torch raises whatever it trips over
+        raise InputError(
+            f"{file}: no whole checkpoint ({reason(error):.80}), choose another folder"
+        ) from None
+    if said != _line(made_with):
+        raise InputError(f"{file}: made with other settings or other data, choose another folder")
+    torch.set_rng_state(random)
     return saved
+
+
+def digest(*data: Tensor) -> int:
+    """A checksum of tensors, their order and shapes, by which `made_with` tells data apart."""
+    crc = 0
+    for part in data:
+        crc = zlib.crc32(repr(tuple(part.shape)).encode(), crc)
+        row = part.detach().cpu().contiguous().reshape(-1)
+        crc = zlib.crc32(row.view(torch.uint8).numpy().data, crc)
+    return crc
 
 
 def _line(made_with: Mapping[str, Any] | None) -> str:
@@ -42,7 +60,13 @@ def _line(made_with: Mapping[str, Any] | None) -> str:
 
 
 def batch_at(step: int, batch: int, size: int, seed: int) -> Tensor:
-    """Places (batch,) of the items of a step, every item once an epoch in an order of its own."""
+    """Places (batch,) of the items of a step, every item once an epoch in an order of its own.
+
+    Raises:
+        InputError: there are fewer items than a batch takes.
+    """
+    if not 1 <= batch <= size:
+        raise InputError(f"batch of {batch}, expected 1 to {size}: there are no more to train on")
     per_epoch = size // batch
     epoch, place = divmod(step, per_epoch)
     order = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

@@ -94,7 +94,7 @@ class CodecTrainer:
         device: torch device.
 
     Raises:
-        InputError: the checkpoint there was made with other settings.
+        InputError: the checkpoint there was made with other settings or other data.
     """
 
     def __init__(
@@ -128,7 +128,8 @@ class CodecTrainer:
         )
         # How many steps there are to be may change on the way; the learning rate follows.
         said = {name: value for name, value in asdict(settings).items() if name != "steps"}
-        self._said = {"config": asdict(config), "settings": said}
+        self._said: dict[str, Any] = {"config": asdict(config), "settings": said}
+        self._said["data"] = checkpoint.digest(*(track for track, _ in self.tracks))
         with torch.random.fork_rng(devices=[]):  # a step's draws depend on nothing before it
             saved = checkpoint.load(self.path, self._said)
         if saved is not None:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmtok.errors import InputError
 from mmtok.models.cache_name import cache_name
 from mmtok.models.causal import load_causal
 from mmtok.training import checkpoint
@@ -41,6 +42,9 @@ class DraftSettings:
         lr: peak learning rate of the layer's matrices.
         others_lr: that of embeddings and norms.
         seed: of weights, draws and order.
+
+    Raises:
+        InputError: a round has no batch.
     """
 
     rounds: int = 15
@@ -51,6 +55,10 @@ class DraftSettings:
     lr: float = 4e-3
     others_lr: float = 3e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch <= self.pictures:
+            raise InputError(f"draft: batch of {self.batch}, expected 1 to {self.pictures}")
 
 
 @torch.no_grad()
@@ -93,7 +101,7 @@ class DraftTrainer:
     """Distils `target` into a small model; resumes from `folder` at the last round.
 
     Raises:
-        InputError: the checkpoint there was made with other settings.
+        InputError: the checkpoint there was made with other settings or other data.
     """
 
     def __init__(self, target: Any, settings: DraftSettings, folder: Path) -> None:
@@ -103,7 +111,8 @@ class DraftTrainer:
         self.model.to(target.device).train()
         self.optimisers = Optimisers([self.model], settings.lr, settings.others_lr)
         self.round = 0
-        saved = checkpoint.load(self.path, asdict(settings))
+        self._said = {**asdict(settings), "target": checkpoint.digest(*target.parameters())}
+        saved = checkpoint.load(self.path, self._said)
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.optimisers.load_state_dict(saved["optimisers"])
@@ -118,7 +127,7 @@ class DraftTrainer:
             report(f"draft round {self.round} nats apart {apart:.3f} accepted {agree:.3f}")
             state = {"model": self.model.state_dict(), "round": self.round}
             state["optimisers"] = self.optimisers.state_dict()
-            checkpoint.save(self.path, state, asdict(self.settings))
+            checkpoint.save(self.path, state, self._said)
 
     def _round(self) -> tuple[float, float]:
         """One round; divergence and acceptance on its pictures before they were learnt from."""

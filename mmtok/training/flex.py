@@ -147,7 +147,7 @@ class FlexTrainer:
         device: torch device.
 
     Raises:
-        InputError: the checkpoint there was made with other settings.
+        InputError: the checkpoint there was made with other settings or other data.
     """
 
     def __init__(
@@ -164,7 +164,8 @@ class FlexTrainer:
         parts: list[nn.Module] = [self.network.encoder, self.network.decoder]
         self.optimisers = Optimisers(parts, settings.lr, settings.others_lr)
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0}
-        self._said = {"config": asdict(config), "settings": asdict(settings)}
+        self._said: dict[str, Any] = {"config": asdict(config), "settings": asdict(settings)}
+        self._said["data"] = checkpoint.digest(pictures)
         saved = checkpoint.load(self.path, self._said)
         if saved is not None:
             self.network.load_state_dict(saved["network"])

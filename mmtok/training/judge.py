@@ -30,13 +30,13 @@ def train(images: Tensor, classes: Tensor, folder: Path, epochs: int, seed: int 
     """A network trained on photographs (M, 28, 28) of 0 .. 255 with class numbers (M,).
 
     Raises:
-        InputError: the checkpoint in `folder` was made with other settings.
+        InputError: the checkpoint in `folder` was made with other settings or other data.
     """
     torch.manual_seed(seed)
     network = JudgeNetwork().train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=_LR, weight_decay=0.02)
     per_epoch, step = len(images) // _BATCH, 0
-    said = {"epochs": epochs, "seed": seed}
+    said = {"epochs": epochs, "seed": seed, "data": checkpoint.digest(images, classes)}
     saved = checkpoint.load(folder / "judge.pt", said)
     if saved is not None:
         network.load_state_dict(saved["network"])

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mmtok.errors import InputError
 from mmtok.tokenizers.quantizers import VQ, usage
 from mmtok.training import checkpoint
 from mmtok.training.garments import read_classes
@@ -52,6 +53,9 @@ class VQSettings:
         lr: peak learning rate.
         dead_below: entries with fewer vectors in an average batch are revived.
         seed: of weights and of the order of the pictures.
+
+    Raises:
+        InputError: no steps or pictures, or training would end before there are codes.
     """
 
     steps: int = 2000
@@ -60,6 +64,14 @@ class VQSettings:
     lr: float = 1.5e-3
     dead_below: float = 0.5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise InputError(f"vq: {self.steps} steps of {self.batch}, expected at least 1 of 1")
+        if not 0 <= self.warm < 1:
+            raise InputError(
+                f"vq: warm must be at least 0 and below 1, got {self.warm}: codes come after it"
+            )
 
 
 def as_pictures(images: NDArray[np.uint8] | Tensor) -> Tensor:
@@ -85,7 +97,7 @@ class VQTrainer:
         images: (M, 28, 28) uint8.
 
     Raises:
-        InputError: the checkpoint there was made with other settings.
+        InputError: the checkpoint there was made with other settings or other data.
     """
 
     def __init__(
@@ -105,7 +117,8 @@ class VQTrainer:
         self.optimiser = torch.optim.AdamW(
             network.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0
         )
-        self._said = {"settings": asdict(settings), "sizes": SIZES}
+        self._said: dict[str, Any] = {"settings": asdict(settings), "sizes": SIZES}
+        self._said["data"] = checkpoint.digest(self.images)
         saved = checkpoint.load(self.path, self._said)
         if saved is not None:
             self.network.load_state_dict(saved["network"])
