@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -35,6 +35,9 @@ _Batch = Annotated[int, typer.Option("--batch", help="Pictures encoded at once."
 _Shards = Annotated[int, typer.Option("--shards", help="Divide the work by so many.")]
 _ShardIndex = Annotated[int, typer.Option("--shard-index", help="This run's part.")]
 _OnError = Annotated[str, typer.Option("--on-error", help="skip or fail.")]
+_Retry = Annotated[
+    bool, typer.Option("--retry-failed", help="Make items again that failed in an earlier run.")
+]
 _Format = Annotated[
     str, typer.Option("--format", help="Of shards: safetensors, tar, parquet or arrow.")
 ]
@@ -66,6 +69,7 @@ def preprocess(
     shards: _Shards = 1,
     shard_index: _ShardIndex = 0,
     on_error: _OnError = "skip",
+    retry_failed: _Retry = False,
     form: _Format = "safetensors",
     engine: _Engine = "threads",
     workers: _Workers = 1,
@@ -74,7 +78,9 @@ def preprocess(
     as_json: opt.Json = False,
 ) -> None:
     """Encode and prune a collection of images and videos, resumably."""
-    job = _job(shard_size, batch, shards, shard_index, on_error, form)
+    job = replace(
+        _job(shard_size, batch, shards, shard_index, on_error, form), retry_failed=retry_failed
+    )
     at_least("--workers", workers)
     _check(engine, dtype, frames, fps)
     if measure and not dry_run:

@@ -24,7 +24,8 @@ from mmtok.errors import InputError
 from mmtok.io.files import reason
 from mmtok.registry import unknown
 from mmtok.serving.replay import StoredOutput, prompt_inputs
-from mmtok.serving.shards import Row, make_folder, read_item, read_manifest, whole
+from mmtok.serving.rows import Row
+from mmtok.serving.shards import make_folder, read_item, read_manifest, whole
 
 if TYPE_CHECKING:
     from mmtok.models.lvlm import LVLM

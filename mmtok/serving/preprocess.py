@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 from mmtok.errors import InputError
 from mmtok.pruning import Reducer
 from mmtok.serving.recipe import Recipe
-from mmtok.serving.shards import Row, done_keys, open_folder, write_manifest, write_shard
+from mmtok.serving.resume import open_items
+from mmtok.serving.rows import Row
+from mmtok.serving.shards import open_folder, write_manifest, write_shard
 from mmtok.serving.sources import Source
 from mmtok.serving.stages import Encoder, Outcome, encode_chunks
-from mmtok.serving.work import Item, Job, Summary, digests, divide, gather
+from mmtok.serving.work import Item, Job, Summary, digests
 
 if TYPE_CHECKING:
     from mmtok.models.lvlm import LVLM
@@ -49,8 +51,7 @@ def preprocess(
             so.
     """
     open_folder(out, recipe)
-    items = gather(sources, digests(sources), recipe)
-    pending, skipped = divide(items, job, done_keys(out))
+    items, pending, skipped = open_items(sources, digests(sources), out, recipe, job)
     total, summary = sum(map(len, pending)), Summary(skipped=skipped)
     encoder = Encoder(lvlm, reducers, recipe)
     written: Future[str] | None = None

@@ -19,10 +19,12 @@ from mmtok.models.zoo import embedded_names
 from mmtok.pruning import build
 from mmtok.serving.preprocess import finish, shard_items
 from mmtok.serving.recipe import Recipe, reload
-from mmtok.serving.shards import Row, done_keys, open_folder, write_shard
+from mmtok.serving.resume import open_items
+from mmtok.serving.rows import Row
+from mmtok.serving.shards import open_folder, write_shard
 from mmtok.serving.sources import Source
 from mmtok.serving.stages import Decoded, Encoder, Outcome, decode_item, pieces
-from mmtok.serving.work import THREADS, Digest, Item, Job, Summary, digests, divide, gather
+from mmtok.serving.work import THREADS, Digest, Item, Job, Summary, digests
 
 HASHED_AT_ONCE = 64
 """Sources of a task that hashes."""
@@ -62,8 +64,7 @@ def preprocess_on_ray(
     sources = [replace(source, path=source.path.absolute()) for source in sources]
     open_folder(out, recipe)
     with _quiet(ray):
-        items = gather(sources, _digests(ray, sources), recipe)
-        pending, skipped = divide(items, job, done_keys(out))
+        items, pending, skipped = open_items(sources, _digests(ray, sources), out, recipe, job)
         total, summary = sum(map(len, pending)), Summary(skipped=skipped)
         for row in _shards(ray, pending, out, specs, recipe, job, workers, device):
             if row["refused"]:

@@ -22,7 +22,7 @@ from mmtok.models.encoder_seam import Media, repack
 from mmtok.models.families import family_of
 from mmtok.models.reduced import generate_positions
 from mmtok.models.reduction import Reduction
-from mmtok.serving.shards import Row
+from mmtok.serving.rows import Row
 from mmtok.tokens import VisualTokens
 
 if TYPE_CHECKING:

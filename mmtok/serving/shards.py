@@ -18,7 +18,6 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,8 +28,7 @@ from mmtok.io.files import reason
 from mmtok.serving import formats
 from mmtok.serving.features import Features
 from mmtok.serving.recipe import Recipe, load_recipe, versions
-
-Row = dict[str, Any]
+from mmtok.serving.rows import Row, by_key, content_hash, read_rows
 
 
 def open_folder(out: Path, recipe: Recipe) -> None:
@@ -111,9 +109,18 @@ def write_shard(
     if good:
         with whole(out / "shards" / f"{named}.{form}") as temporary:
             formats.write(temporary, form, good, tensors)
-    with whole(out / "shards" / f"{named}.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(out / "shards" / f"{named}.jsonl", rows)
     return named
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a file of rows.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with whole(path) as temporary, temporary.open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -146,26 +153,6 @@ def shard_rows(out: Path) -> Iterator[tuple[Path, list[Row]]]:
                 raise
 
 
-def done_keys(out: Path) -> set[str]:
-    """The items that are done, once the rows of shards whose tensors are lost are taken away.
-
-    Those are made again, perhaps cut into other shards: rows left from before would be there twice.
-
-    Raises:
-        InputError: rows are damaged, or cannot be taken away.
-    """
-    done = set[str]()
-    for path, rows in shard_rows(out):
-        if any(is_lost(out, row) for row in rows):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise InputError(f"{path}: cannot be removed ({reason(error)})") from None
-        else:
-            done |= {row["key"] for row in rows}
-    return done
-
-
 def is_lost(out: Path, row: Row) -> bool:
     """Whether the file with an item's tensors is gone."""
     # unlike `Path.is_file`, this takes any name, however long
@@ -175,42 +162,6 @@ def is_lost(out: Path, row: Row) -> bool:
 def shard_path(out: Path, row: Row) -> Path:
     """The file with an item's tensors; never one outside the folder, whatever the row says."""
     return out / "shards" / Path(row["shard"]).name
-
-
-_SAID = {"key": str, "sources": list, "status": str}
-_SAID_OF_FEATURES = _SAID | {
-    "shard": str,
-    "tensors_sha256": str,
-    "tokens_in": int,
-    "tokens_out": int,
-    "kind": str,
-}
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows in a file.
-
-    Raises:
-        InputError: it cannot be read, or a row lacks what every row has.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({reason(error)})") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            good = isinstance(row, dict) and row.get("status") == "ok"
-            for name, kind in (_SAID_OF_FEATURES if good else _SAID).items():
-                if not isinstance(row, dict) or not isinstance(row.get(name), kind):
-                    raise ValueError(f"no {name}")
-            if not row["sources"] or not all(isinstance(s, str) for s in row["sources"]):
-                raise ValueError("no sources")
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: damaged ({reason(error)})") from None
-        rows.append(row)
-    return rows
 
 
 def write_manifest(
@@ -235,23 +186,14 @@ def write_manifest(
         seen, earlier = row_files(out), dict[str, list[str]]()
         with suppress(InputError):  # none, or a damaged one that is replaced
             earlier = {row["key"]: row["sources"] for row in read_manifest(out)}
-        found = [row for _, own_rows in shard_rows(out) for row in own_rows]
-        rows = sorted(found, key=lambda row: str(row["key"]))
+        found = by_key(row for _, own_rows in shard_rows(out) for row in own_rows)
+        rows = sorted(found.values(), key=lambda row: str(row["key"]))
         for row in rows:
             known = (row["sources"], earlier.get(row["key"], ()), own.get(row["key"], ()))
             row["sources"] = sorted(set().union(*known))
-        with whole(out / "manifest.jsonl") as temporary, temporary.open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        write_rows(out / "manifest.jsonl", rows)
         if row_files(out) == seen:
             return content_hash(rows), {row["key"] for row in rows if row["status"] == "error"}
-
-
-def content_hash(rows: Iterable[Row]) -> str:
-    """sha256 over key, status and tensors of rows ordered by key."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(f"{row['key']} {row['status']} {row.get('tensors_sha256')}\n".encode())
-    return digest.hexdigest()
 
 
 def manifest_path(out: Path) -> Path:

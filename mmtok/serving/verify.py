@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mmtok.errors import InputError
 from mmtok.serving.recipe import load_recipe
-from mmtok.serving.shards import Row, is_lost, manifest_path, read_item, read_rows, row_files
+from mmtok.serving.rows import Row, by_key, read_rows
+from mmtok.serving.shards import is_lost, manifest_path, read_item, row_files
 
 
 def verify(out: Path) -> list[str]:
@@ -28,7 +29,7 @@ def verify(out: Path) -> list[str]:
         for key, count in Counter(row["key"] for row in rows).items()
         if count > 1
     ]
-    written = {row["key"]: row for path in row_files(out) for row in _rows(path, problems)}
+    written = by_key(row for path in row_files(out) for row in _rows(path, problems))
     listed = {row["key"] for row in rows}
     problems += [
         f"{key[:12]}: in shard {row.get('shard')}, not in the manifest"

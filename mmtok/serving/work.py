@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mmtok.errors import InputError
 from mmtok.serving.features import Features
 from mmtok.serving.recipe import Recipe
-from mmtok.serving.shards import Row
+from mmtok.serving.rows import Row
 from mmtok.serving.sources import Source
 
 THREADS = 4
@@ -29,6 +29,7 @@ class Job:
         index: ... and which of them is this run's.
         on_error: "skip" notes an unreadable item in the manifest, "fail" ends the run.
         format: of the shards, one of `mmtok.serving.formats.FORMATS`.
+        retry_failed: make items again that failed in an earlier run.
     """
 
     shard_size: int = 64
@@ -37,6 +38,7 @@ class Job:
     index: int = 0
     on_error: Literal["skip", "fail"] = "skip"
     format: str = "safetensors"
+    retry_failed: bool = False
 
 
 @dataclass(kw_only=True)
@@ -131,13 +133,7 @@ def _unreadable(name: str) -> str:
     return hashlib.sha256(f"unreadable:{name}".encode(errors="surrogatepass")).hexdigest()
 
 
-def divide(items: Sequence[Item], job: Job, ready: Collection[str]) -> tuple[list[list[Item]], int]:
-    """Shards that this run has to make, and how many of its items are there already.
-
-    Items are cut into shards before anything is left out, so that a resumed run cuts as the first
-    one did.
-    """
-    chunks = [items[i : i + job.shard_size] for i in range(0, len(items), job.shard_size)]
-    mine = chunks[job.index :: job.shards]
-    pending = [[item for item in chunk if item.key not in ready] for chunk in mine]
-    return [chunk for chunk in pending if chunk], sum(map(len, mine)) - sum(map(len, pending))
+def cut(items: Sequence[Item], job: Job) -> list[list[Item]]:
+    """All of them cut into shards: this run's."""
+    chunks = [list(items[i : i + job.shard_size]) for i in range(0, len(items), job.shard_size)]
+    return chunks[job.index :: job.shards]

@@ -1,0 +1,125 @@
+"""What a second run into the same folder does with what the first one left."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmtok import InputError
+from mmtok.cli.app import main
+from mmtok.serving import stages
+from mmtok.serving.recipe import Recipe
+from mmtok.serving.shards import read_manifest
+from mmtok.serving.sources import Source
+from mmtok.serving.verify import verify
+from tests.conftest import picture
+from tests.test_serving import run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six pictures: two shards of three."""
+    made = tmp_path / "in"
+    made.mkdir()
+    for number in range(6):
+        picture(number, 60, 48).save(made / f"{number}.png")
+    return made
+
+
+def lose(out: Path) -> Path:
+    """Delete the first shard's tensors."""
+    lost = sorted((out / "shards").glob("*.safetensors"))[0]
+    lost.unlink()
+    return lost
+
+
+def test_a_run_that_does_not_make_a_lost_shard_again_leaves_its_rows(
+    folder: Path, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    want = run(folder, out)
+    lost = lose(out)
+    other.mkdir()
+    shutil.copy(folder / "0.png", other / "new.png")
+    picture(9, 60, 48).save(other / "9.png")
+    run(other, out)
+    run(folder, out, shards=4, index=3)
+    assert len(read_manifest(out)) == 7
+    (problem,) = verify(out)
+    assert problem.startswith(f"{lost.name}: gone")
+    (other / "9.png").unlink()
+    made = run(folder, out)
+    assert (made.done, made.failed) == (3, 0)
+    assert verify(out) == []
+    assert want.content_hash == run(folder, tmp_path / "again").content_hash
+
+
+def test_a_lost_shard_is_made_again_where_a_bad_file_of_it_was_deleted(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (folder / "bad.png").write_bytes(b"\x89PNG nothing")
+    run(folder, out, shard_size=9)
+    lose(out)
+    (folder / "bad.png").unlink()
+    assert run(folder, out, shard_size=9).done == 6
+    assert len(read_manifest(out)) == 7  # what failed is not forgotten
+    assert verify(out) == []
+
+
+def test_failed_items_are_tried_again_when_asked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want, out = run(folder, tmp_path / "want", batch_size=1), tmp_path / "out"
+
+    def flaky(source: Source, recipe: Recipe) -> Any:
+        if source.name in ("3.png", "5.png"):
+            raise InputError(f"{source.name}: decoding needs PyAV")
+        return decode(source, recipe)
+
+    decode = stages.decode
+    monkeypatch.setattr(stages, "decode", flaky)
+    assert run(folder, out, batch_size=1).failed == 2
+    again = run(folder, out, batch_size=1, retry_failed=True)
+    assert (again.done, again.failed, len(again.errors)) == (0, 2, 2)
+    monkeypatch.undo()
+    assert run(folder, out, batch_size=1).failed == 2
+    made = run(folder, out, batch_size=1, retry_failed=True)
+    assert (made.done, made.skipped, made.failed) == (2, 4, 0)
+    assert made.content_hash == want.content_hash
+    assert run(folder, out, batch_size=1, retry_failed=True).skipped == 6
+    assert verify(out) == []
+    for path in sorted((out / "shards").glob("*.safetensors")):
+        path.unlink()
+        assert run(folder, out, batch_size=1).content_hash == want.content_hash
+        assert verify(out) == []
+
+
+def test_failures_of_files_that_were_replaced_are_dropped(folder: Path, tmp_path: Path) -> None:
+    """One that could not be read at all, one whose bytes were no picture, one that still is."""
+    out = tmp_path / "out"
+    bad = {"empty.png": b"", "cut.png": b"\x89PNG nothing", "still.png": b"\x89PNG neither"}
+    for name, data in bad.items():
+        (folder / name).write_bytes(data)
+    assert run(folder, out, batch_size=1).failed == 3
+    for number, name in enumerate(("empty.png", "cut.png")):
+        picture(20 + number, 50, 50).save(folder / name)
+    made = run(folder, out, batch_size=1)
+    assert (made.done, made.failed) == (2, 1)
+    assert made.content_hash == run(folder, tmp_path / "fresh", batch_size=1).content_hash
+    assert len(read_manifest(out)) == 9
+    assert verify(out) == []
+
+
+def test_retry_failed_from_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bad.png").write_bytes(b"\x89PNG nothing")
+    command = ["preprocess", str(folder), "--out", str(tmp_path / "out")]
+    assert main(command) == main(command) == 3
+    assert "0 done, 7 skipped, 1 failed" in capsys.readouterr().err
+    assert main([*command, "--retry-failed"]) == 3
+    assert "0 done, 6 skipped, 1 failed" in capsys.readouterr().err
