@@ -176,11 +176,9 @@ def test_verify_finds_damage(folder: Path, tmp_path: Path) -> None:
     data[-1] ^= 1
     files[0].write_bytes(data)
     files[1].unlink()
-    (out / "shards" / "stray.safetensors").write_bytes(b"x")
     found = "\n".join(verify(out))
     assert "not what was written" in found
     assert "gone, with the tensors" in found
-    assert "stray" in found
     with pytest.raises(InputError, match="not found"):
         verify(tmp_path)
 

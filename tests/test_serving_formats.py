@@ -74,9 +74,14 @@ def test_damage_is_found_in_every_format(form: str, folder: Path, tmp_path: Path
     place = whole.index(features)
     first.write_bytes(whole[:place] + bytes([features[0] ^ 1]) + whole[place + 1 :])
     second.write_bytes(second.read_bytes()[:100])
-    found = "\n".join(verify(out))
-    assert "not what was written" in found
-    assert "cannot be read" in found
+    found = verify(out)
+    assert len(found) == 2
+    assert sum("not what was written" in line for line in found) == 1
+    assert all("damaged (" in x and x.endswith("preprocess` again") for x in found)
+    for path in (first, second):
+        path.unlink()
+    run(folder, out, form)
+    assert verify(out) == []
 
 
 def test_a_tar_is_a_webdataset(folder: Path, tmp_path: Path) -> None:

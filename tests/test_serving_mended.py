@@ -75,7 +75,8 @@ def test_verify_names_damaged_and_forged_rows(folder: Path, tmp_path: Path) -> N
     shard = sorted((out / "shards").glob("*.jsonl"))[0]
     whole = shard.read_text()
     shard.write_text(whole[:50])
-    assert f"{shard}, line 1: damaged" in verify(out)[0]
+    (problem,) = verify(out)
+    assert f"{shard}, line 1: damaged" in problem
     with pytest.raises(InputError, match="line 1: damaged"):
         run(folder, out)
     shard.write_text(whole)

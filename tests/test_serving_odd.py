@@ -104,7 +104,7 @@ def test_a_shard_of_an_impossible_name(folder: Path, tmp_path: Path, name: str) 
         rows[0]["shard"] = name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert any(
-        line.startswith(f"{name}: gone, with the tensors of 1 items") for line in verify(out)
+        line.startswith(f"{name}: gone, with the tensors of 1 item;") for line in verify(out)
     )
     made = run(folder, out)
     assert made.done == 3

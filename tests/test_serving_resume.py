@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ import pytest
 
 from mmtok import InputError
 from mmtok.cli.app import main
-from mmtok.serving import stages
+from mmtok.serving import formats, stages
+from mmtok.serving.export import export
 from mmtok.serving.recipe import Recipe
 from mmtok.serving.shards import read_manifest
 from mmtok.serving.sources import Source
-from mmtok.serving.verify import verify
+from mmtok.serving.verify import leftovers, verify
 from tests.conftest import picture
-from tests.test_serving import run
+from tests.test_serving import run, tiny
 
 
 @pytest.fixture
@@ -123,3 +126,69 @@ def test_retry_failed_from_the_command_line(
     assert "0 done, 7 skipped, 1 failed" in capsys.readouterr().err
     assert main([*command, "--retry-failed"]) == 3
     assert "0 done, 6 skipped, 1 failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [b"", b"\x08", None])
+def test_a_damaged_shard_is_one_line_and_can_be_made_again(
+    folder: Path, tmp_path: Path, left: bytes | None
+) -> None:
+    out = tmp_path / "out"
+    want = run(folder, out)
+    shard = sorted((out / "shards").glob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-9] if left is None else left)
+    (problem,) = verify(out)
+    assert problem.startswith(f"{shard}: damaged (")
+    assert problem.endswith("delete it and run the same `mmtok preprocess` again")
+    shard.unlink()
+    assert run(folder, out).content_hash == want.content_hash
+    assert verify(out) == []
+
+
+def test_damaged_rows_can_be_made_again(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    want = run(folder, out)
+    for path in (sorted((out / "shards").glob("*.jsonl"))[0], out / "manifest.jsonl"):
+        path.write_text("{")
+        (problem,) = verify(out)
+        assert problem.endswith("delete it and run the same `mmtok preprocess` again")
+        path.unlink()
+        assert run(folder, out).content_hash == want.content_hash
+        assert verify(out) == []
+
+
+def test_what_a_killed_run_left_is_no_problem(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed between a shard's tensors and its rows, then cut in another way."""
+    out = tmp_path / "out"
+    run(folder, out)
+    rows = sorted((out / "shards").glob("*.jsonl"))[0]
+    rows.unlink()
+    run(folder, out, shard_size=2)
+    assert verify(out) == []
+    stray = rows.with_suffix(".safetensors").name
+    assert leftovers(out) == [stray]
+    assert main(["verify", str(out)]) == 0
+    assert f"shards/{stray}: left over, may be deleted" in capsys.readouterr().err
+    (out / "shards" / stray).unlink()
+    assert verify(out) == leftovers(out) == []
+
+
+def test_verify_and_export_read_each_shard_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(folder, tmp_path / "out")
+    opened = []
+    read = formats.read
+
+    def counted(path: Path, keys: Collection[str]) -> Any:
+        opened.append(path)
+        return read(path, keys)
+
+    monkeypatch.setattr(formats, "read", counted)
+    assert verify(tmp_path / "out") == []
+    assert len(opened) == 2
+    uuids = export(tmp_path / "out", "hf", tmp_path / "hf", tiny("llava"))
+    assert len(opened) == 4
+    lines = (tmp_path / "hf" / "index.jsonl").read_text().splitlines()
+    assert uuids == [json.loads(line)["uuid"] for line in lines] == sorted(uuids)

@@ -10,7 +10,6 @@ been run against these files here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from mmtok.io.files import reason
 from mmtok.registry import unknown
 from mmtok.serving.replay import StoredOutput, prompt_inputs
 from mmtok.serving.rows import Row
-from mmtok.serving.shards import make_folder, read_item, read_manifest, whole
+from mmtok.serving.shards import make_folder, read_items, read_manifest, whole, write_rows
 
 if TYPE_CHECKING:
     from mmtok.models.lvlm import LVLM
@@ -68,22 +67,21 @@ def export(
     for row in rows:
         check(target, lvlm.config.model_type, row)
     make_folder(folder)
-    with whole(folder / "index.jsonl") as temporary, temporary.open("w") as index:
-        for row in rows:
-            tensors = read_item(out, row)
-            features = tensors["features"]
-            if features.shape[-1] != width or not bool(features.isfinite().all()):
-                raise InputError(
-                    f"{row['sources'][0]}: features {tuple(features.shape)}, expected finite ones "
-                    f"of width {width}"
-                )
-            made, facts = TARGETS[target](lvlm, row, tensors, text, version)
-            name = _FILES.get(target, "{key:.32}.safetensors").format(key=row["key"])
-            make_folder((folder / name).parent)
-            with whole(folder / name) as file:
-                save_file({n: x.contiguous() for n, x in made.items()}, file)
-            line = {"uuid": row["key"], "sources": row["sources"], "file": name}
-            index.write(json.dumps(line | facts) + "\n")
+    lines = {}
+    for row, tensors in read_items(out, rows):
+        features = tensors["features"]
+        if features.shape[-1] != width or not bool(features.isfinite().all()):
+            raise InputError(
+                f"{row['sources'][0]}: features {tuple(features.shape)}, expected finite ones "
+                f"of width {width}"
+            )
+        made, facts = TARGETS[target](lvlm, row, tensors, text, version)
+        name = _FILES.get(target, "{key:.32}.safetensors").format(key=row["key"])
+        make_folder((folder / name).parent)
+        with whole(folder / name) as file:
+            save_file({n: x.contiguous() for n, x in made.items()}, file)
+        lines[row["key"]] = {"uuid": row["key"], "sources": row["sources"], "file": name} | facts
+    write_rows(folder / "index.jsonl", (lines[row["key"]] for row in rows))
     return [row["key"] for row in rows]
 
 

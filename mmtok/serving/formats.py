@@ -13,7 +13,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from torch import Tensor
 
 from mmtok.errors import InputError
 from mmtok.io.files import reason
+from mmtok.serving.rows import Row, damaged
 
 Tensors = dict[str, Tensor]
-Row = dict[str, Any]
+_Item = tuple[str, Callable[[], Tensors]]
 _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float16, torch.bfloat16)}
 _DTYPES["int64"] = torch.int64
 
@@ -43,8 +45,11 @@ def write(path: Path, form: str, rows: Sequence[Row], made: Mapping[str, Tensors
     FORMATS[form][0](path, rows, made)
 
 
-def read(path: Path, key: str) -> Tensors:
-    """The tensors of one item; the format is told by the file's suffix. Empty: it is not there.
+def read(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Tensors]]:
+    """The tensors of some items, in one pass; the format is told by the file's suffix.
+
+    Yields:
+        Key and tensors of each that is there, in the order of the file.
 
     Raises:
         InputError: the file is gone or damaged, or its format needs a package that is not there.
@@ -53,28 +58,41 @@ def read(path: Path, key: str) -> Tensors:
     try:
         if form not in FORMATS:
             raise ValueError(f"no format has the suffix {path.suffix!r}")
-        return FORMATS[form][1](path, key)
+        for key, tensors in FORMATS[form][1](path):
+            if key in keys:
+                yield key, tensors()
     except InputError:
         raise
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
     except (
         OSError,
         ValueError,
         LookupError,
         TypeError,
+        RuntimeError,
         SafetensorError,
         tarfile.TarError,
     ) as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+        raise damaged(str(path), reason(error)) from None
 
 
 def _write_safetensors(path: Path, rows: Sequence[Row], made: Mapping[str, Tensors]) -> None:
     save_file({f"{key}.{name}": x for key, own in made.items() for name, x in own.items()}, path)
 
 
-def _read_safetensors(path: Path, key: str) -> Tensors:
+def _read_safetensors(path: Path) -> Iterator[_Item]:
     with safe_open(path, "pt") as shard:
-        names = [n for n in shard.keys() if n.startswith(f"{key}.")]  # noqa: SIM118
-        return {n.partition(".")[2]: shard.get_tensor(n) for n in names}
+        own: dict[str, dict[str, str]] = {}
+        for full in shard.keys():  # noqa: SIM118
+            key, _, name = full.partition(".")
+            own.setdefault(key, {})[name] = full
+        for key, names in own.items():
+            yield key, partial(_pick, shard, names)
+
+
+def _pick(shard: Any, names: Mapping[str, str]) -> Tensors:
+    return {name: shard.get_tensor(full) for name, full in names.items()}
 
 
 def _write_tar(path: Path, rows: Sequence[Row], made: Mapping[str, Tensors]) -> None:
@@ -87,10 +105,17 @@ def _write_tar(path: Path, rows: Sequence[Row], made: Mapping[str, Tensors]) -> 
                 archive.addfile(member, io.BytesIO(data))
 
 
-def _read_tar(path: Path, key: str) -> Tensors:
+def _read_tar(path: Path) -> Iterator[_Item]:
     with tarfile.open(path, "r:") as archive:
-        member = archive.extractfile(f"{key}.safetensors")
-        return {} if member is None else dict(load(member.read()))
+        for member in archive:
+            key, _, suffix = member.name.partition(".")
+            if suffix == "safetensors":
+                yield key, partial(_unpack, archive, member)
+
+
+def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Tensors:
+    file = archive.extractfile(member)
+    return {} if file is None else dict(load(file.read()))
 
 
 def _table(rows: Sequence[Row], made: Mapping[str, Tensors]) -> Any:
@@ -122,12 +147,12 @@ def _write_parquet(path: Path, rows: Sequence[Row], made: Mapping[str, Tensors])
     parquet.write_table(table, path, compression="none")
 
 
-def _read_parquet(path: Path, key: str) -> Tensors:
+def _read_parquet(path: Path) -> Iterator[_Item]:
     need_pyarrow()
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
-        return _find(file.read(), key)
+        yield from _records(file.read())
 
 
 def _write_arrow(path: Path, rows: Sequence[Row], made: Mapping[str, Tensors]) -> None:
@@ -138,21 +163,24 @@ def _write_arrow(path: Path, rows: Sequence[Row], made: Mapping[str, Tensors]) -
         file.write_table(table)
 
 
-def _read_arrow(path: Path, key: str) -> Tensors:
+def _read_arrow(path: Path) -> Iterator[_Item]:
     pa = need_pyarrow()
     from pyarrow import ipc
 
     with pa.memory_map(str(path)) as file:
-        return _find(ipc.open_file(file).read_all(), key)
+        yield from _records(ipc.open_file(file).read_all())
 
 
-def _find(table: Any, key: str) -> Tensors:
-    index = table["key"].to_pylist().index(key)
+def _records(table: Any) -> Iterator[_Item]:
+    columns = {n: table[n] for n in table.schema.names if n not in ("key", "row")}
+    for index, key in enumerate(table["key"].to_pylist()):
+        yield key, partial(_record, columns, index)
+
+
+def _record(columns: Mapping[str, Any], index: int) -> Tensors:
     found = {}
-    for name in table.schema.names:
-        if name in ("key", "row"):
-            continue
-        cell = table[name][index].as_py()
+    for name, column in columns.items():
+        cell = column[index].as_py()
         if cell is not None:
             flat = torch.frombuffer(bytearray(cell["data"]), dtype=_DTYPES[cell["dtype"]])
             found[name] = flat.reshape(cell["shape"])
@@ -173,7 +201,7 @@ def need_pyarrow() -> Any:
 
 
 _Write = Callable[[Path, Sequence[Row], Mapping[str, Tensors]], None]
-_Read = Callable[[Path, str], Tensors]
+_Read = Callable[[Path], Iterator[_Item]]
 
 FORMATS: dict[str, tuple[_Write, _Read]] = {
     "safetensors": (_write_safetensors, _read_safetensors),
@@ -181,4 +209,4 @@ FORMATS: dict[str, tuple[_Write, _Read]] = {
     "parquet": (_write_parquet, _read_parquet),
     "arrow": (_write_arrow, _read_arrow),
 }
-"""By suffix: how to write a shard, and how to read one item of it."""
+"""By suffix: how to write a shard, and how to read it."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from mmtok.errors import InputError
 from mmtok.io.files import reason
 from mmtok.serving.recipe import Recipe
-from mmtok.serving.shards import Row, is_lost, shard_rows, write_rows
+from mmtok.serving.rows import Row
+from mmtok.serving.shards import is_lost, shard_rows, write_rows
 from mmtok.serving.sources import Source
 from mmtok.serving.work import Digest, Item, Job, cut, gather
 

@@ -23,6 +23,13 @@ _SAID_OF_FEATURES = _SAID | {
 }
 
 
+def damaged(what: str, why: str) -> InputError:
+    """What is wrong with a file, and that it can be made again."""
+    return InputError(
+        f"{what}: damaged ({why}): delete it and run the same `mmtok preprocess` again"
+    )
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows in a file.
 
@@ -32,7 +39,7 @@ def read_rows(path: Path) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({reason(error)})") from None
+        raise damaged(str(path), reason(error)) from None
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -44,7 +51,7 @@ def read_rows(path: Path) -> list[Row]:
             if not row["sources"] or not all(isinstance(s, str) for s in row["sources"]):
                 raise ValueError("no sources")
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: damaged ({reason(error)})") from None
+            raise damaged(f"{path}, line {number}", reason(error)) from None
         rows.append(row)
     return rows
 

@@ -28,7 +28,7 @@ from mmtok.io.files import reason
 from mmtok.serving import formats
 from mmtok.serving.features import Features
 from mmtok.serving.recipe import Recipe, load_recipe, versions
-from mmtok.serving.rows import Row, by_key, content_hash, read_rows
+from mmtok.serving.rows import Row, by_key, content_hash, damaged, read_rows
 
 
 def open_folder(out: Path, recipe: Recipe) -> None:
@@ -217,14 +217,34 @@ def read_manifest(out: Path) -> list[Row]:
     return read_rows(manifest_path(out))
 
 
+def read_items(out: Path, rows: Iterable[Row]) -> Iterator[tuple[Row, dict[str, Tensor]]]:
+    """The tensors of items, each shard read once, checked against their rows.
+
+    Yields:
+        Row and tensors, shard by shard.
+
+    Raises:
+        InputError: a shard is gone or damaged, or holds something else.
+    """
+    shards: dict[Path, dict[str, Row]] = {}
+    for row in rows:
+        shards.setdefault(shard_path(out, row), {})[row["key"]] = row
+    for path, wanted in shards.items():
+        left = dict(wanted)
+        for key, tensors in formats.read(path, wanted):
+            if tensors_sha256(tensors) != wanted[key]["tensors_sha256"]:
+                why = f"the tensors of {key[:12]} are not what was written"
+                raise damaged(str(path), why)
+            if left.pop(key, None):
+                yield wanted[key], tensors
+        if left:
+            raise damaged(str(path), f"no tensors of {next(iter(left))[:12]} in it")
+
+
 def read_item(out: Path, row: Row) -> dict[str, Tensor]:
     """The tensors of one item, checked against its row.
 
     Raises:
         InputError: the shard is gone or damaged, or holds something else.
     """
-    path = shard_path(out, row)
-    found = formats.read(path, row["key"])
-    if tensors_sha256(found) != row["tensors_sha256"]:
-        raise InputError(f"{path}: the tensors of {row['key'][:12]} are not what was written")
-    return found
+    return next(tensors for _, tensors in read_items(out, [row]))
