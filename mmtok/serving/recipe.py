@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmtok.errors import InputError
 from mmtok.io.files import reason
 from mmtok.models.load import model_folder
+from mmtok.options import check_values
 from mmtok.pruning import Reducer
 from mmtok.pruning.base import overrides
 
@@ -118,9 +119,9 @@ def load_recipe(out: Path) -> Recipe:
         found = whole.get("recipe") if isinstance(whole, dict) else None
         if not isinstance(found, dict) or found.keys() != {field.name for field in fields(Recipe)}:
             raise ValueError("no recipe, or one of another version")
-        for name in ("model", "revision", "reduce", "text", "dtype"):
-            if not isinstance(found[name], str):
-                raise ValueError(f"{name} is no text")
+        check_values("recipe", Recipe, found)
+        if found["schema"] != SCHEMA:
+            raise ValueError(f"made by another version: schema {found['schema']}, not {SCHEMA}")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: cannot be read ({reason(error)}), expected what `mmtok preprocess` wrote"

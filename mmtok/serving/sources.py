@@ -168,7 +168,8 @@ def _json_list(path: Path) -> list[Source]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        return [line.removesuffix("\r") for line in lines]
     except ValueError as error:
         raise InputError(f"{path}: not a UTF-8 text ({reason(error)})") from None
 
@@ -176,13 +177,17 @@ def _lines(path: Path) -> list[str]:
 def _archive(path: Path) -> list[Source]:
     try:
         with tarfile.open(path, "r:") as archive:
-            members = [
-                Source(member.name, path, member.offset_data, member.size)
-                for member in archive
-                if member.isreg() and Path(member.name).suffix.lower() in SUFFIXES
-            ]
+            found = archive.getmembers()
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{path}: not a complete uncompressed tar ({reason(error)})") from None
+    files = {member.name: member for member in found if member.isreg()}
+    members = []
+    for member in found:
+        # a hard link whose file is not there is an item without bytes
+        held = files.get(member.linkname) if member.islnk() else member
+        if (member.isreg() or member.islnk()) and Path(member.name).suffix.lower() in SUFFIXES:
+            offset, size = (held.offset_data, held.size) if held else (0, 0)
+            members.append(Source(member.name, path, offset, size))
     return sorted(members, key=lambda source: (source.name, source.offset))
 
 
@@ -202,23 +207,43 @@ def _table(path: Path, column: str) -> list[Source]:
     if column not in table.schema_arrow.names:
         known = ", ".join(table.schema_arrow.names)
         raise InputError(f"{path}: no column {column!r}, there are: {known}")
-    paths = str(table.schema_arrow.field(column).type) in ("string", "large_string")
+    paths = _holds_paths(path, table.schema_arrow.field(column))
     found = []
     for group in range(table.num_row_groups):
-        if paths:
-            values = _row_group(path, group, column).to_pylist()
-            found += [Source(name, path.parent / name) for name in values if name]
-            continue
         rows = table.metadata.row_group(group).num_rows
+        names = (
+            _row_group(path, group, column, path.stat().st_mtime_ns).to_pylist()
+            if paths
+            else [None] * rows
+        )
         found += [
-            Source(f"{path.name}:{group}:{row}", path, cell=(group, row, column))
-            for row in range(rows)
+            Source(name, path.parent / name)
+            if name  # an empty one is an item without bytes
+            else Source(f"{path.name}:{group}:{row}", path, cell=(group, row, column))
+            for row, name in enumerate(names)
         ]
     return found
 
 
+def _holds_paths(path: Path, field: Any) -> bool:
+    """Whether a column is of paths, not of bytes or records.
+
+    Raises:
+        InputError: it is of neither.
+    """
+    kind = str(getattr(field.type, "value_type", field.type))
+    if kind in ("string", "large_string", "string_view"):
+        return True
+    if "binary" not in kind and not kind.startswith("struct"):
+        raise InputError(
+            f"{path}: column {field.name!r} holds {kind}, expected bytes, paths or "
+            '{"bytes", "path"} records'
+        )
+    return False
+
+
 @lru_cache(maxsize=4)
-def _row_group(path: Path, group: int, column: str) -> Any:
+def _row_group(path: Path, group: int, column: str, changed_ns: int) -> Any:
     """A column of a row group; neighbours are read one after the other while they are hashed."""
     table = _parquet(path)
     from pyarrow import ArrowException
@@ -230,8 +255,15 @@ def _row_group(path: Path, group: int, column: str) -> Any:
 
 
 def _read_cell(path: Path, group: int, row: int, column: str) -> bytes:
-    value = _row_group(path, group, column)[row].as_py()
+    try:
+        changed_ns = path.stat().st_mtime_ns
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+    value = _row_group(path, group, column, changed_ns)[row].as_py()
+    name = value.get("path") if isinstance(value, dict) else None
     value = value.get("bytes") if isinstance(value, dict) else value
+    if not value and isinstance(name, str) and name:
+        return Source(name, path.parent / name).read()
     if not isinstance(value, bytes) or not value:
         raise InputError(f"{path}, row {row} of group {group}: {column!r} holds no bytes")
     return value
