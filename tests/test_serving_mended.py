@@ -62,7 +62,10 @@ def test_verify_names_damaged_and_forged_rows(folder: Path, tmp_path: Path) -> N
     for missing in ("tensors_sha256", "tokens_out", "shard", "key", "sources"):
         manifest.write_text(edited(rows, **{missing: None}))
         assert any(f"line 1: damaged (no {missing})" in line for line in verify(out))
-    forged = [{"tokens_in": 7}, {"counts": [3]}, {"sha256": "0" * 64}, {"sources": ["x"]}]
+    for changes in ({"tokens_in": 7}, {"counts": [3]}):
+        manifest.write_text(edited(rows, **changes))
+        assert "line 1: damaged (no counts that fit" in verify(out)[0]
+    forged: list[dict[str, Any]] = [{"sha256": "0" * 64}, {"sources": ["x"]}]
     for changes in forged:
         manifest.write_text(edited(rows, **changes))
         (problem,) = verify(out)

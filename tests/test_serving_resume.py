@@ -192,3 +192,27 @@ def test_verify_and_export_read_each_shard_once(
     assert len(opened) == 4
     lines = (tmp_path / "hf" / "index.jsonl").read_text().splitlines()
     assert uuids == [json.loads(line)["uuid"] for line in lines] == sorted(uuids)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("counts", [5]),
+        ("kept_counts", None),
+        ("size", [10**6, 10**6]),
+        ("size", "x"),
+        ("grids", [[1]]),
+        ("clip", {"x": 1}),
+        ("stacked", 3),
+        ("tokens_out", True),
+    ],
+)
+def test_a_manifest_with_impossible_facts(
+    folder: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    out = tmp_path / "out"
+    run(folder, out)
+    rows = [row | {name: value} for row in read_manifest(out)]
+    (out / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=f"line 1: damaged .no .*{name}"):
+        export(out, "hf", tmp_path / "hf", tiny("llava"))
