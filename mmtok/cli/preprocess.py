@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -78,13 +78,9 @@ def preprocess(
     as_json: opt.Json = False,
 ) -> None:
     """Encode and prune a collection of images and videos, resumably."""
-    job = replace(
-        _job(shard_size, batch, shards, shard_index, on_error, form), retry_failed=retry_failed
-    )
+    job = _job(shard_size, batch, shards, shard_index, on_error, form, retry_failed)
     at_least("--workers", workers)
-    _check(engine, dtype, frames, fps)
-    if measure and not dry_run:
-        raise InputError("--measure goes with --dry-run")
+    _check(engine, dtype, frames, fps, measure and not dry_run)
     quiet()
     from mmtok.serving.sources import list_sources
 
@@ -102,7 +98,9 @@ def preprocess(
         raise typer.Exit(3)
 
 
-def _job(size: int, batch: int, shards: int, index: int, on_error: str, form: str) -> Job:
+def _job(
+    size: int, batch: int, shards: int, index: int, on_error: str, form: str, retry_failed: bool
+) -> Job:
     """The job of some options.
 
     Raises:
@@ -128,15 +126,18 @@ def _job(size: int, batch: int, shards: int, index: int, on_error: str, form: st
         index=index,
         on_error=cast(Literal["skip", "fail"], on_error),
         format=form,
+        retry_failed=retry_failed,
     )
 
 
-def _check(engine: str, dtype: str, frames: int | None, fps: float | None) -> None:
+def _check(engine: str, dtype: str, frames: int | None, fps: float | None, measured: bool) -> None:
     """Refuse other options that make no sense, before anything slow.
 
     Raises:
         InputError: one of them does not.
     """
+    if measured:
+        raise InputError("--measure goes with --dry-run")
     if engine not in ("threads", "ray"):
         raise InputError(f"--engine must be threads or ray, got {engine!r}")
     if dtype not in ("auto", "float32", "float16", "bfloat16"):

@@ -25,6 +25,7 @@ from mmtok.registry import unknown
 from mmtok.serving.replay import StoredOutput, prompt_inputs
 from mmtok.serving.rows import Row
 from mmtok.serving.shards import make_folder, read_items, read_manifest, whole, write_rows
+from mmtok.serving.verify import item_problems
 
 if TYPE_CHECKING:
     from mmtok.models.lvlm import LVLM
@@ -69,6 +70,8 @@ def export(
     make_folder(folder)
     lines = {}
     for row, tensors in read_items(out, rows):
+        if wrong := item_problems(row, tensors):
+            raise InputError(f"{row['sources'][0]}: {wrong[0]}, expected what the row says")
         features = tensors["features"]
         if features.shape[-1] != width or not bool(features.isfinite().all()):
             raise InputError(

@@ -112,13 +112,16 @@ def _shard(out: Path, rows: list[Row]) -> list[str]:
     found = []
     try:
         for row, tensors in read_items(out, rows):
-            found += [f"{row['key'][:12]} ({row['sources'][0]}): {s}" for s in _item(row, tensors)]
+            found += [
+                f"{row['key'][:12]} ({row['sources'][0]}): {s}" for s in item_problems(row, tensors)
+            ]
     except InputError as error:
         found.append(str(error))
     return found
 
 
-def _item(row: Row, tensors: Mapping[str, Tensor]) -> list[str]:
+def item_problems(row: Row, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Where the tensors of an item do not fit its row."""
     if missing := {"features", "kept", "position"} - tensors.keys():
         return [f"no {', '.join(sorted(missing))}"]
     wrong = []
