@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mmtok import InputError
 from mmtok.serving.recipe import load_recipe
 from mmtok.serving.sources import list_sources
-from mmtok.serving.work import digest
+from mmtok.serving.stages import decode_item
+from mmtok.serving.work import digest, digests, gather
 from tests.test_serving import recipe
 
 
@@ -65,3 +67,13 @@ def test_hard_links_of_an_archive(tmp_path: Path) -> None:
             archive.add(tmp_path / name, name)
     found = list_sources(tmp_path / "a.tar")
     assert [(s.name, s.read()) for s in found] == [("a.png", b"picture"), ("b.png", b"picture")]
+
+
+def test_a_file_that_changes_behind_its_hash_is_no_item_of_it(tmp_path: Path) -> None:
+    for colour in ("red", "blue"):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "a.png")
+        if colour == "red":
+            sources = list_sources(tmp_path)
+            (item,) = gather(sources, digests(sources), recipe())
+            assert not isinstance(decode_item(item, recipe())[1], str)
+    assert decode_item(item, recipe()) == (item.key, "changed since it was hashed: run again")

@@ -64,8 +64,12 @@ def decode_item(item: Item, recipe: Recipe) -> Decoded:
     """First stage: the file's picture or frames."""
     if item.error is not None:
         return item.key, item.error
+    source = item.sources[0]
     try:
-        return item.key, decode(item.sources[0], recipe)
+        made = decode(source, recipe)
+        if source.digest() != item.digest:  # all are hashed first, perhaps hours ago
+            return item.key, "changed since it was hashed: run again"
+        return item.key, made
     except InputError as error:
         return item.key, str(error)
 
