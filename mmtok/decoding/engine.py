@@ -98,7 +98,7 @@ class Engine:
             trees = self.drafter.propose([r.ids for r in rows], active)
             trees = [self._fit(r, t) for r, t in zip(rows, trees, strict=True)]
         with stats.timed("score"):
-            logits = self.target.score(trees)
+            logits = self.target.score(trees, [r.finished for r in rows])
         results: list[StepResult | None] = []
         with stats.timed("verify"):
             for row, tree, z in zip(rows, trees, logits, strict=True):

@@ -16,6 +16,7 @@ from mmtok.models.cache_name import CACHE_NAMES, cache_name
 
 Inputs = dict[str, Any]
 _ATTENTION = ("sdpa", "eager")
+_LENGTHENED = ("dynamic", "longrope")  # what is cached was turned otherwise than what follows
 _POSITIONS = re.compile(r"(wpe|position\w*|positions_embed)$")  # the last part of a name
 _OURS = (*CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 
@@ -39,6 +40,11 @@ def check_model(model: Any) -> str:
     if not placed or getattr(text, "alibi", False):
         raise InputError(
             f"trees need a model that takes position_ids, without ALiBi; {name} does not"
+        )
+    if getattr(text, "attention_types", None):
+        raise InputError(
+            f"trees need attention that goes by our mask alone, {name} (attention_types) holds a "
+            "causal mask over the slots of its cache; use a model without one"
         )
     if (used := attention_of(model)) not in _ATTENTION:
         raise InputError(
@@ -105,23 +111,39 @@ def places_of(model: Any) -> int | None:
     return places if known else None
 
 
+def constant_until(model: Any) -> int | None:
+    """The length from which on rotary embeddings depend on it; None where they never do."""
+    text = model.config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    lengths = [
+        one.get("original_max_position_embeddings") or text.max_position_embeddings
+        for one in (rope, *rope.values())  # one set, or one per type of layer
+        if isinstance(one, dict) and one.get("rope_type") in _LENGTHENED
+    ]
+    return min(lengths, default=None)
+
+
 def check_places(model: Any, inputs: Inputs, new: int) -> None:
-    """Refuse more tokens than a learnt table of positions has places.
+    """Refuse more tokens than a model reads in the same way in one forward and in several.
 
     Args:
-        model: with or without one.
+        model: maybe with a table of positions, or rotary embeddings that depend on the length.
         inputs: of the prompts.
         new: tokens behind each prompt, the last of which is never read.
 
     Raises:
-        InputError: a row would run past the table.
+        InputError: a row would run past the table, or past where embeddings start to change.
     """
-    if (places := places_of(model)) is None:
+    places, constant = places_of(model), constant_until(model)
+    known = [at for at in (places, constant) if at is not None]
+    if not known:
         return
+    most = min(known)
     read = int(positioned(model, inputs)["position_ids"].max()) + 1
-    if read + new - 1 > places:
+    if read + new - 1 > most:
+        has = "a table of" if most == places else "rotary embeddings that stay the same for"
         raise InputError(
-            f"the model has a table of {places} positions, prompts of {read} tokens and {new} new "
+            f"the model has {has} {most} positions, prompts of {read} tokens and {new} new "
             f"ones need {read + new - 1}: pass a smaller max_new_tokens or a shorter prompt"
         )
 

@@ -7,6 +7,7 @@ and verifiers see one row of combined logits and need not know.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class Target:
         """
         full = positioned(self.model, inputs)
         if self.guided:
-            other = positioned(self.model, negative or last_token(full))
+            other = positioned(self.model, last_token(full) if negative is None else negative)
             full = doubled(full, other)
         mask = full["attention_mask"]
         self.cache = RaggedCache(self.model.config, mask)
@@ -90,8 +91,11 @@ class Target:
         self.ahead = places[..., -1] + 1 - self.length
         return self.guide(out.logits[:, -1:])[:, 0]
 
-    def score(self, trees: list[DraftTree]) -> Tensor:
-        """Guided logits (B, n, V) after every node; rows with fewer nodes are padded."""
+    def score(self, trees: list[DraftTree], finished: Sequence[bool] = ()) -> Tensor:
+        """Guided logits (B, n, V) after every node; rows with fewer nodes are padded.
+
+        Finished rows stay at the place of their last token: there may be no further one.
+        """
         n = max(len(t.tokens) for t in trees)
         tokens = torch.zeros(len(trees), n, dtype=torch.long)
         depth = torch.zeros_like(tokens)
@@ -99,6 +103,8 @@ class Target:
         for r, tree in enumerate(trees):
             k = len(tree.tokens)
             tokens[r, :k], depth[r, :k], sees[r, :k, :k] = tree.tokens, tree.depth, tree.sees
+        if finished:
+            depth -= torch.tensor(finished).long()[:, None]
         return self.extend(tokens, depth, sees)
 
     @torch.no_grad()
@@ -135,7 +141,7 @@ class Target:
         return self.guide(out.logits)
 
     def _within(self, positions: Tensor) -> Tensor:
-        """Drafts that nobody keeps, and finished rows, run past a table of places; rows do not."""
+        """A draft model may run past its table of places; the target's rows do not."""
         return positions if self._places is None else positions.clamp(max=self._places - 1)
 
     def commit(self, kept: list[list[int]]) -> None:
