@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -63,11 +64,19 @@ def turned(state: dict[str, torch.Tensor]) -> None:
     state[name] = state[name].T.contiguous()
 
 
+def pipe(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+
+
 HUGE = 10**12
 BROKEN: list[tuple[Callable[[Path], Any], str]] = [
     (cut, "no safetensors file"),
     (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "no safetensors file"),
     (lambda f: (f / "model.safetensors").unlink(), "no .safetensors weights"),
+    (lambda f: pipe(f / "model.safetensors"), "model.safetensors: is not a regular file"),
+    (lambda f: pipe(f / "generation_config.json"), "config.json: is not a regular file"),
+    (lambda f: pipe(f / "model.safetensors.index.json"), "index.json: is not a regular file"),
     (pickled, "no .safetensors weights"),
     (lambda f: weights(f, lambda s: s.pop("model.norm.weight")), "describes 1339776 parameters"),
     (lambda f: weights(f, renamed), "1 missing, such as model.norm.weight"),
@@ -195,6 +204,20 @@ def test_an_end_of_sequence_in_a_folder_does_not_cut_pictures(folder: Path) -> N
     ]
     assert (made[1].sequences < 3).any()
     assert torch.equal(made[0].sequences, made[1].sequences)
+
+
+def test_what_ends_text_early_does_not_end_pictures(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"max_time": 0.0, "top_k": 0}')
+    painter = load_visual_ar(str(folder))
+    made = painter.generate(["bag"], painter.drafter("lookup"))
+    assert made.sequences.shape == (1, 65)
+    given: list[dict[str, Any]] = [{"max_time": 1.0}, {"stopping_criteria": [bool]}]
+    for options in given:
+        with pytest.raises(InputError, match=f"has no use for {next(iter(options))}"):
+            painter.generate(["bag"], painter.drafter("lookup"), **options)
+    for wrong in (made.sequences[:, :2], made.sequences[0]):
+        with pytest.raises(InputError, match=r"sequences must be \(B, 65\)"):
+            painter.pictures(wrong)
 
 
 def test_only_codes_are_written_by_whatever_weights() -> None:

@@ -244,12 +244,13 @@ def _side(total: int, rows: int | None, columns: int | None) -> int:
 
 
 def options(given: dict[str, Any]) -> dict[str, Any]:
-    """Generation options of an image: what names words of the text has no meaning for codes."""
+    """Generation options of an image: what names words of the text or ends it is not for codes."""
     words: Sequence[str] = (
         *("eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
         *("suppress_tokens", "begin_suppress_tokens", "sequence_bias", "stop_strings"),
-        *("min_length", "min_new_tokens", "max_length", "max_new_tokens"),
+        *("min_length", "min_new_tokens", "max_length", "max_new_tokens", "max_time"),
     )
-    if odd := [name for name in words if given.get(name) is not None]:
+    asked = [*words, "stopping_criteria"]
+    if odd := [name for name in asked if given.get(name) is not None]:
         raise InputError(f"an image has no use for {', '.join(odd)}: leave it out")
     return {**dict.fromkeys(words), "pad_token_id": 0, **given}

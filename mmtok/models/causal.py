@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
+from mmtok.io.files import check_file
 from mmtok.models.zoo import embedded_generators, folder_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ def load_causal(name: str, device: torch.device | str = "cpu") -> Any:
     if not name or not (folder / "config.json").is_file():
         known = ", ".join(embedded_generators())
         raise InputError(f"{name}: no model; expected {known} or a folder with a config.json")
+    for file in folder.iterdir():  # transformers opens what it finds, and waits for a pipe
+        if file.suffix in (".json", ".safetensors"):
+            check_file(file, "a file of a model")
     _check_config(folder / "config.json")
     ours: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:

@@ -188,7 +188,16 @@ class VisualAR:
         return only
 
     def pictures(self, sequences: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) of sequences (B, 1 + tokens) that begin with a class."""
+        """Pictures (B, 3, H, W) of sequences (B, 1 + tokens) that begin with a class.
+
+        Raises:
+            InputError: they are of another length.
+        """
+        if sequences.ndim != 2 or sequences.shape[1] != 1 + self.tokens:
+            raise InputError(
+                f"sequences must be (B, {1 + self.tokens}), a class and its codes, "
+                f"got {tuple(sequences.shape)}"
+            )
         codes = sequences[:, 1:, None] - self.vocabulary.first_code
         with _no_grad():
             return self.tokenizer.decode_batch(codes, self.vocabulary.shape)
