@@ -12,6 +12,7 @@ import torch
 from transformers import LogitsProcessorList, TopKLogitsWarper
 
 from mmtok.decoding import Drafter, DraftTree, Target, drafter_registry, generate, verifier_registry
+from mmtok.decoding.drafters.draftmodel import DraftModel
 from mmtok.decoding.tree import Kind
 from mmtok.errors import InputError
 from tests.decoders import llama, prompts
@@ -78,6 +79,7 @@ def test_every_name_in_the_tables_of_the_documentation_is_registered() -> None:
         ("jacobi(coupled=1)", "coupled must be True or False, got 1"),
         ("lantern(delta='x')", "delta must be a finite number, got 'x'"),
         ("lantern(near=3)", "near must be Tensor or None, got 3"),
+        ("recycling(children=(2, -1, 1))", "children must be counts up to successors=8"),
         ("rollback(tau=None)", "tau must be a finite number, got None"),
     ],
 )
@@ -184,3 +186,65 @@ def test_a_finished_row_stays_where_it_is() -> None:
     want = model.generate(**asked, **usual)
     got = generate(model, asked, drafter=Told(want[0, 6:].tolist()), **usual)
     assert torch.equal(got.sequences, want)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rsdc", {"branching": (2000, 2000)}),
+        ("rsdc", {"branching": (32, 32)}),
+        ("spectr", {"branching": (10,) * 400}),
+        ("rsds", {"width": 100_000, "depth": 2}),
+        ("dyspec", {"budget": 1025}),
+        ("draftmodel", {"tokens": 3000}),
+        ("bild", {"tokens": 3000}),
+        ("s2d", {"tokens": 3000, "exits": (1,)}),
+        ("jacobi", {"window": 100_000}),
+        ("earlyexit", {"tokens": 3000}),
+        ("dynamicexit", {"tokens": 3000}),
+        ("aded", {"nodes": 3000}),
+        ("rasd", {"nodes": 3000}),
+        ("recycling", {"children": (2000,), "successors": 2000}),
+    ],
+)
+def test_drafts_of_too_many_nodes_are_refused(name: str, options: dict[str, Any]) -> None:
+    needs = {"rsdc", "spectr", "rsds", "dyspec", "draftmodel", "bild", "s2d"}
+    model = {"model": llama()} if name in needs else {}
+    with pytest.raises(InputError, match=f"{name}: a draft has up to 1024 nodes"):
+        drafter_registry.make(name, options | model)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("draftmodel", {"tokens": 900}),
+        ("bild", {"tokens": 900, "fallback": 0.0}),
+        ("s2d", {"tokens": 900, "exits": (1,), "threshold": 1.0}),
+        ("rsdc", {"branching": (1,) * 900}),
+        ("rsds", {"width": 1, "depth": 900}),
+        ("earlyexit", {"tokens": 900}),
+        ("dynamicexit", {"tokens": 900, "prior": 1.0}),
+        ("rasd", {}),
+    ],
+)
+def test_nothing_is_drafted_beyond_the_end(name: str, options: dict[str, Any]) -> None:
+    if name == "rasd":
+        options = {"base": DraftModel(model=llama(), tokens=900, temperature=0.0)}
+    elif name not in ("earlyexit", "dynamicexit"):
+        options = options | {"model": llama()}
+    drafter, asked = drafter_registry.make(name, options), prompts([5, 4])
+    usual: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    got = generate(llama(), asked, drafter=drafter, **usual)
+    assert torch.equal(got.sequences, llama().generate(**asked, **usual))
+    assert 0 < got.stats.drafter_forwards < 30
+
+
+def test_jacobi_guesses_no_further_than_the_end() -> None:
+    drafter = drafter_registry.build("jacobi(window=900)")
+    got = generate(llama(), prompts([5, 4]), drafter=drafter, max_new_tokens=5, do_sample=True)
+    assert got.stats.drafted <= 2 * (3 + 2 + 1)
+
+
+def test_options_that_make_no_processors_are_refused() -> None:
+    with pytest.raises(InputError, match="options of generate cannot be used"):
+        ours(exponential_decay_length_penalty=(1, 1.5))

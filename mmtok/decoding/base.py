@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mmtok.decoding.target import Target
 
 Rows = Callable[[int], Tensor]
+MOST_NODES = 1024  # of a row's draft: what a step costs, and what its mask takes, grows with them
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,11 @@ class Drafter:
 
     Attributes:
         kind: how siblings come about; the verifier must accept it.
+        room: how deep a draft of each row may get, as the engine sets it before every `propose`;
+            it cuts deeper ones, so these are lost work. None: nobody said.
     """
+
+    room: Sequence[int] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -136,6 +141,27 @@ class Drafter:
 
     def observe(self, results: list[StepResult | None]) -> None:
         """The outcome of a step, None for rows that were finished before it."""
+
+    def rooms(self, active: list[bool]) -> list[int]:
+        """How deep the draft of each row may get: 0 for inactive rows."""
+        room = [MOST_NODES] * len(active) if self.room is None else self.room
+        return [most if on else 0 for most, on in zip(room, active, strict=True)]
+
+
+def check_nodes(name: str, nodes: int) -> None:
+    """Refuse options of a drafter that ask for too large drafts.
+
+    Args:
+        name: of the drafter.
+        nodes: most draft nodes of a row and step.
+
+    Raises:
+        InputError: they are more than `MOST_NODES`.
+    """
+    if nodes > MOST_NODES:
+        raise InputError(
+            f"{name}: a draft has up to {MOST_NODES} nodes, these options ask for more"
+        )
 
 
 def check_pair(drafter: Drafter, verifier: Verifier) -> None:

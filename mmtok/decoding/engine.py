@@ -95,6 +95,7 @@ class Engine:
         stats = self.stats
         active = [not r.finished for r in rows]
         with stats.timed("draft"):
+            self.drafter.room = [0 if r.finished else self._left(r) - 1 for r in rows]
             trees = self.drafter.propose([r.ids for r in rows], active)
             trees = [self._fit(r, t) for r, t in zip(rows, trees, strict=True)]
         with stats.timed("score"):
@@ -124,8 +125,10 @@ class Engine:
                 f"the root of a draft is the row's last token, {row.ids[-1]}, "
                 f"{type(self.drafter).__name__} put {int(tree.tokens[0])} there"
             )
-        left = self.max_new_tokens - (len(row.ids) - row.prompt)
-        return tree.limited(left - 1, self.eos, self._vocabulary)
+        return tree.limited(self._left(row) - 1, self.eos, self._vocabulary)
+
+    def _left(self, row: Row) -> int:
+        return self.max_new_tokens - (len(row.ids) - row.prompt)
 
     def _judge(self, row: Row, tree: DraftTree, logits: Tensor) -> StepResult:
         logits = logits[: len(tree.tokens)]
@@ -149,7 +152,7 @@ class Engine:
         return StepResult(tree, verdict, logits, emitted, row.finished)
 
     def _ends(self, row: Row, token: int) -> bool:
-        if token in self.eos or len(row.ids) - row.prompt >= self.max_new_tokens:
+        if token in self.eos or not self._left(row):
             return True
         return self.stop is not None and self.stop(torch.tensor([row.ids]))
 

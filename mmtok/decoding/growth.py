@@ -27,9 +27,11 @@ class Growth:
 
     Attributes:
         wanted: nodes whose row (V,) is needed next; none when the tree is done.
+        levels: how deep the tree gets at most.
     """
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, levels: int) -> None:
+        self.levels = levels
         self.tokens, self.parent, self.depth = [root], [-1], [0]
         self.wanted = [0]
         self._rows: dict[int, Tensor] = {}
@@ -83,7 +85,7 @@ class Branching(Growth):
         stop: float = 0.0,
         replace: bool = False,
     ) -> None:
-        super().__init__(root)
+        super().__init__(root, len(branching))
         self._branching, self._noise = branching, noise
         self._stop, self._replace = stop, replace
 
@@ -95,7 +97,7 @@ class Branching(Growth):
                 continue
             self._rows[node] = q
             fresh += [self._add(node, token) for token in self._children(node, rank, q)]
-        deeper = fresh and self.depth[fresh[0]] < len(self._branching)
+        deeper = fresh and self.depth[fresh[0]] < self.levels
         self.wanted = fresh if deeper else []
 
     def _children(self, node: int, rank: int, q: Tensor) -> list[int]:
@@ -117,8 +119,8 @@ class Beam(Growth):
     """
 
     def __init__(self, root: int, width: int, levels: int, noise: Noise) -> None:
-        super().__init__(root)
-        self._width, self._levels, self._noise = width, levels, noise
+        super().__init__(root, levels)
+        self._width, self._noise = width, noise
         self.logp, self.score = [0.0], [0.0]
 
     def feed(self, rows: Sequence[Tensor]) -> None:
@@ -138,7 +140,7 @@ class Beam(Growth):
             fresh.append(self._add(self.wanted[at // size], at % size))
             self.logp.append(float(logp[at]))
             self.score.append(float(flat[at]))
-        self.wanted = fresh if fresh and self.depth[fresh[0]] < self._levels else []
+        self.wanted = fresh if fresh and self.depth[fresh[0]] < self.levels else []
 
 
 def _conditioned(drawn: Tensor, top: float) -> Tensor:
@@ -154,8 +156,8 @@ class Heap(Growth):
     """
 
     def __init__(self, root: int, budget: int, levels: int, uniform: Callable[[], float]) -> None:
-        super().__init__(root)
-        self._budget, self._levels, self._uniform = budget, levels, uniform
+        super().__init__(root, levels)
+        self._budget, self._uniform = budget, uniform
         self._heap: list[tuple[float, int, int, Tensor | None]] = []
         self._pushed, self._value = 0, 1.0
 
@@ -177,7 +179,7 @@ class Heap(Growth):
         token = draw(left, self._uniform())
         share = float(left[token])
         child = self._add(node, token)
-        if self.depth[child] < self._levels:
+        if self.depth[child] < self.levels:
             self._push(value * share, child, None)
         rest = left.clone()
         rest[token] = 0

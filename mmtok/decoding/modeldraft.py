@@ -48,11 +48,15 @@ class GrowingDrafter(Drafter):
 
     def propose(self, ids: list[list[int]], active: list[bool]) -> list[DraftTree]:
         """Catch up with the rows, then grow their trees level by level."""
+        rooms = self.rooms(active)
+        if not any(rooms):
+            return [DraftTree.root(row[-1]) for row in ids]
         first = self.first(ids, active)
         growths = []
         for r, row in enumerate(ids):
             growth = self.grow(row[-1], self._noise(r), self._generators[r])
-            if active[r]:
+            growth.levels = min(growth.levels, rooms[r])
+            if rooms[r]:
                 growth.feed([first[r]])
             else:
                 growth.wanted = []

@@ -140,8 +140,8 @@ def processors(
             logits_processor=LogitsProcessorList(extra or []),
             device=model.device,
         )
-    except ValueError as error:
-        raise InputError(_line(error)) from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"options of generate cannot be used: {_line(error)}") from error
     for processor in made:
         if type(processor).__name__ in _STATEFUL:
             raise InputError(

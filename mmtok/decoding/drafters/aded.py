@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from mmtok.decoding.base import Drafter
+from mmtok.decoding.base import Drafter, check_nodes
 from mmtok.decoding.target import Target
 from mmtok.decoding.tree import DraftTree, Kind
 from mmtok.decoding.trie import merged
@@ -151,6 +151,7 @@ class ADED(Drafter):
                 "aded: iterations, depth, paths, nodes and successors start at 1, recent at 3, "
                 f"and 0 < gain <= most, got {counts}, {self.recent}, {self.gain!r}, {self.most!r}"
             )
+        check_nodes("aded", self.nodes)
         self._known = _table(self.corpus, self.successors)
         self._rows: list[_Row] = []
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mmtok.decoding.base import StepResult
+from mmtok.decoding.base import StepResult, check_nodes
 from mmtok.decoding.growth import Branching, Growth, Noise
 from mmtok.decoding.modeldraft import ModelDrafter
 from mmtok.decoding.target import Target
@@ -45,6 +45,7 @@ class BiLD(ModelDrafter):
                 "bild: tokens >= 1, fallback in [0, 1] and temperature 0, "
                 f"got {self.tokens}, {self.fallback!r} and {self.temperature!r}"
             )
+        check_nodes("bild", self.tokens)
 
     @property
     def kind(self) -> Kind:
@@ -59,8 +60,6 @@ class BiLD(ModelDrafter):
     def propose(self, ids: list[list[int]], active: list[bool]) -> list[DraftTree]:
         """A chain per active row, none after a rollback."""
         drafting = [on and not undone for on, undone in zip(active, self._undone, strict=True)]
-        if not any(drafting):
-            return [DraftTree.root(row[-1]) for row in ids]
         return super().propose(ids, drafting)
 
     def grow(self, root: int, noise: Noise, generator: torch.Generator) -> Growth:

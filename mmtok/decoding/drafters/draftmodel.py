@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmtok.decoding.base import check_nodes
 from mmtok.decoding.growth import Branching, Growth, Noise
 from mmtok.decoding.modeldraft import ModelDrafter
 from mmtok.decoding.tree import Kind
@@ -34,6 +35,7 @@ class DraftModel(ModelDrafter):
             raise InputError(
                 f"draftmodel: tokens >= 1 and stop in [0, 1], got {self.tokens} and {self.stop}"
             )
+        check_nodes("draftmodel", self.tokens)
 
     @property
     def kind(self) -> Kind:

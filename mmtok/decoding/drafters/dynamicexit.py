@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmtok.decoding.base import StepResult
+from mmtok.decoding.base import StepResult, check_nodes
 from mmtok.decoding.exits import ExitDrafter
 from mmtok.decoding.growth import Branching, Growth, Noise
 from mmtok.decoding.layers import decoder_of, head_of
@@ -68,6 +68,7 @@ class DynamicExit(ExitDrafter):
                 "dynamicexit: tokens >= 1, stop and prior in [0, 1] and decay in (0, 1], "
                 f"got {self.tokens}, {self.stop!r}, {self.prior!r} and {self.decay!r}"
             )
+        check_nodes("dynamicexit", self.tokens)
 
     def exits(self, depth: int) -> tuple[int, ...]:
         """The exits to choose from.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmtok.decoding.base import check_nodes
 from mmtok.decoding.growth import Growth, Heap, Noise
 from mmtok.decoding.modeldraft import ModelDrafter
 from mmtok.errors import InputError
@@ -30,6 +31,7 @@ class DySpec(ModelDrafter):
         super().__post_init__()
         if self.budget < 1 or self.depth < 1 or not self.temperature:
             raise InputError("dyspec: budget and depth start at 1, and the temperature is above 0")
+        check_nodes("dyspec", self.budget)
 
     def grow(self, root: int, noise: Noise, generator: torch.Generator) -> Growth:
         """A tree grown node by node."""

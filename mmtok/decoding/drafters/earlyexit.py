@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmtok.decoding.base import check_nodes
 from mmtok.decoding.exits import ExitDrafter
 from mmtok.decoding.growth import Branching, Growth, Noise
 from mmtok.errors import InputError
@@ -38,6 +39,7 @@ class EarlyExit(ExitDrafter):
                 "earlyexit: tokens >= 1, temperature >= 0 and stop in [0, 1], "
                 f"got {self.tokens}, {self.temperature!r} and {self.stop!r}"
             )
+        check_nodes("earlyexit", self.tokens)
 
     def exits(self, depth: int) -> tuple[int, ...]:
         """The one exit.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmtok.decoding.base import Drafter, StepResult
+from mmtok.decoding.base import Drafter, StepResult, check_nodes
 from mmtok.decoding.rules import draw, residual
 from mmtok.decoding.target import Target
 from mmtok.decoding.tree import DraftTree, Kind
@@ -58,6 +58,7 @@ class Jacobi(Drafter):
     def __post_init__(self) -> None:
         if self.window < 1 or not self.temperature > 0 or self.top_k < 0:
             raise InputError("jacobi: window >= 1, temperature > 0 and top_k >= 0 are needed")
+        check_nodes("jacobi", self.window)
         self._slots: list[_Slots] = []
 
     @property
@@ -74,12 +75,12 @@ class Jacobi(Drafter):
     def propose(self, ids: list[list[int]], active: list[bool]) -> list[DraftTree]:
         """A chain of guesses per active row; new ones at the end are drawn uniformly."""
         trees = []
-        for row, slots, on in zip(ids, self._slots, active, strict=True):
+        for row, slots, room in zip(ids, self._slots, self.rooms(active), strict=True):
             even = torch.full((self._vocabulary,), 1 / self._vocabulary, dtype=torch.float64)
-            while on and len(slots.tokens) < self.window:
+            while len(slots.tokens) < min(self.window, room):
                 slots.tokens.append(draw(even, slots.uniform()))
                 slots.rows.append(even)
-            if not on:
+            if not room:
                 trees.append(DraftTree.root(row[-1]))
                 continue
             tokens = torch.tensor([row[-1], *slots.tokens])

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mmtok.decoding import drafter_registry
-from mmtok.decoding.base import Drafter, StepResult
+from mmtok.decoding.base import Drafter, StepResult, check_nodes
 from mmtok.decoding.target import Target
 from mmtok.decoding.tree import DraftTree, Kind
 from mmtok.decoding.trie import merged
@@ -91,6 +91,7 @@ class RASD(Drafter):
                 "rasd: tokens, paths and nodes start at 1, longest at 2, got "
                 f"{self.tokens}, {self.paths}, {self.nodes} and {self.longest}"
             )
+        check_nodes("rasd", self.nodes)
         self._shared = Store()
         for text in self.corpus:
             self._shared.extend([*self._kept(text), _END])
@@ -113,6 +114,7 @@ class RASD(Drafter):
 
     def propose(self, ids: list[list[int]], active: list[bool]) -> list[DraftTree]:
         """The base's trees with what was retrieved."""
+        self._base.room = self.room
         trees = self._base.propose(ids, active)
         return [
             self._fused(tree, self._retrieved(row, own)) if on else tree

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmtok.decoding.base import Drafter, StepResult
+from mmtok.decoding.base import Drafter, StepResult, check_nodes
 from mmtok.decoding.target import Target
 from mmtok.decoding.tree import DraftTree, Kind
 from mmtok.errors import InputError
@@ -46,11 +46,13 @@ class Recycling(Drafter):
     children: tuple[int, ...] = _TREE
 
     def __post_init__(self) -> None:
-        if not self.children or max(self.children) > self.successors or self.successors < 1:
+        fits = self.children and 0 <= min(self.children) <= max(self.children) <= self.successors
+        if not fits or self.successors < 1:
             raise InputError(
                 f"recycling: children must be counts up to successors={self.successors}, "
                 f"got {self.children}"
             )
+        check_nodes("recycling", sum(self.children))
         counts = enumerate(self.children)
         nodes = [(i, rank) for i, count in counts for rank in range(count)]
         if self.children[0] < 1 or len(self.children) > len(nodes) + 1:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 import torch
 
+from mmtok.decoding.base import check_nodes
 from mmtok.decoding.growth import Branching, Growth, Noise
 from mmtok.decoding.modeldraft import ModelDrafter
 from mmtok.decoding.tree import Kind
@@ -26,6 +29,7 @@ class RSDC(ModelDrafter):
         super().__post_init__()
         if not self.branching or min(self.branching) < 1:
             raise InputError(f"rsdc: branching needs numbers from 1 on, got {self.branching}")
+        check_nodes("rsdc", sum(accumulate(self.branching, mul)))
 
     @property
     def kind(self) -> Kind:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmtok.decoding.base import check_nodes
 from mmtok.decoding.growth import Beam, Growth, Noise
 from mmtok.decoding.modeldraft import ModelDrafter
 from mmtok.errors import InputError
@@ -27,6 +28,7 @@ class RSDS(ModelDrafter):
         super().__post_init__()
         if self.width < 1 or self.depth < 1 or not self.temperature:
             raise InputError("rsds: width and depth start at 1, and the temperature is above 0")
+        check_nodes("rsds", self.width * self.depth)
 
     def grow(self, root: int, noise: Noise, generator: torch.Generator) -> Growth:
         """A beam."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmtok.decoding.base import check_nodes
 from mmtok.decoding.exits import Nested
 from mmtok.decoding.layers import depth_of
 from mmtok.decoding.modeldraft import ModelDrafter
@@ -42,6 +43,8 @@ class S2D(ModelDrafter):
     def __post_init__(self) -> None:
         super().__post_init__()
         depth, found = depth_of(self.model), sorted(set(self.exits))
+        if depth < 2:
+            raise InputError("s2d: the draft model has one layer, so none to stop at before it")
         if not found or not 0 < found[0] <= found[-1] < depth or list(self.exits) != found:
             raise InputError(
                 f"s2d: exits are the layers the model was trained to stop at, ascending from 1 to "
@@ -52,6 +55,7 @@ class S2D(ModelDrafter):
                 "s2d: tokens >= 1, threshold in [0, 1] and temperature 0, "
                 f"got {self.tokens}, {self.threshold!r} and {self.temperature!r}"
             )
+        check_nodes("s2d", self.tokens)
 
     @property
     def kind(self) -> Kind:
@@ -70,10 +74,13 @@ class S2D(ModelDrafter):
 
     def propose(self, ids: list[list[int]], active: list[bool]) -> list[DraftTree]:
         """A chain per active row."""
-        on = torch.tensor(active)
+        rooms = self.rooms(active)
+        if not any(rooms):
+            return [DraftTree.root(row[-1]) for row in ids]
+        on = torch.tensor(rooms) > 0
         drafts = [torch.stack(self.first(ids, active)).argmax(-1)]
         self._nested.begin()
-        while len(drafts) < self.tokens:
+        while len(drafts) < min(self.tokens, max(rooms)):
             drafts.append(self._next(drafts[-1], on))
         chains = torch.stack(drafts, 1).tolist()
         return [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 import torch
 
+from mmtok.decoding.base import check_nodes
 from mmtok.decoding.growth import Branching, Growth, Noise
 from mmtok.decoding.modeldraft import ModelDrafter
 from mmtok.decoding.tree import Kind
@@ -26,6 +29,7 @@ class SpecTr(ModelDrafter):
         super().__post_init__()
         if not self.branching or min(self.branching) < 1 or not self.temperature:
             raise InputError("spectr: branching counts from 1 on, and the temperature is above 0")
+        check_nodes("spectr", sum(accumulate(self.branching, mul)))
 
     @property
     def kind(self) -> Kind:
