@@ -116,7 +116,6 @@ def test_a_table_of_positions_is_filled_and_not_run_past(name: str) -> None:
     ):
         generate(model, asked, max_new_tokens=14, **usual)
     longer: dict[str, Any] = {"negative": prompts([12, 10]), "max_new_tokens": 11}
-    generate(model, asked, **longer, **usual)  # without guidance nobody reads it
     with pytest.raises(InputError, match="prompts of 12 tokens"):
         generate(model, asked, **longer, **usual, guidance_scale=2.0)
     generate(llama(), prompts([250]), max_new_tokens=13, **usual)  # its positions are computed
@@ -248,3 +247,45 @@ def test_jacobi_guesses_no_further_than_the_end() -> None:
 def test_options_that_make_no_processors_are_refused() -> None:
     with pytest.raises(InputError, match="options of generate cannot be used"):
         ours(exponential_decay_length_penalty=(1, 1.5))
+
+
+IDS = prompts([5])["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 2**64}, "seeds are numbers of 64 bits"),
+        ({"seed": None}, "seed must be an int or a list, each an int, got None"),
+        ({"seed": "ab"}, "seed must be an int"),
+        ({"seed": 1.5}, "seed must be an int"),
+        ({"seed": torch.tensor([1])}, "seed must be an int"),
+        ({"inputs": None}, "inputs are what the model's processor returned, got None"),
+        ({"inputs": IDS}, "inputs are what the model's processor returned"),
+        ({"inputs": {"input_ids": IDS.tolist()}}, "a tensor"),
+        ({"inputs": {"input_ids": IDS.float()}}, "must be whole numbers"),
+        ({"inputs": {"input_ids": IDS + 24}}, "input_ids must be from 0 to 23, got"),
+        ({"inputs": {"input_ids": -IDS - 1}}, "input_ids must be from 0 to 23, got"),
+        ({"inputs": {"input_ids": IDS, "foo": 3}}, r"not used by the model: \['foo'\]"),
+        ({"guidance_scale": 2.0, "negative": {"input_ids": IDS, "foo": 3}}, "not used by"),
+        ({"guidance_scale": 2.0, "negative": {}}, "need input_ids"),
+        ({"negative": {"input_ids": IDS}}, "negative prompts are for guidance"),
+        ({"drafter": None}, "drafter must be Drafter or a string, got None"),
+        ({"drafter": DraftModel}, "drafter must be Drafter or a string, got <class"),
+        ({"verifier": int}, "verifier must be Verifier or a string or None"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be an int, got 2.5"),
+        ({"min_new_tokens": 2.5}, "min_new_tokens must be an int, got 2.5"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_one_line(
+    options: dict[str, Any], message: str
+) -> None:
+    known = {"inputs": prompts([5]), "drafter": "lookup", "max_new_tokens": 4, "do_sample": False}
+    with pytest.raises(InputError, match=message) as caught:
+        generate(llama(), **(known | options))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_draft_model_of_one_layer_has_no_exits() -> None:
+    with pytest.raises(InputError, match="s2d: the draft model has one layer"):
+        drafter_registry.make("s2d", {"model": llama(layers=1), "exits": (1,)})

@@ -13,10 +13,11 @@ from mmtok.decoding import drafter_registry, verifier_registry
 from mmtok.decoding.base import Drafter, Verifier
 from mmtok.decoding.engine import Engine, Row
 from mmtok.decoding.options import for_prompts, guidance, ids, processors, settings, stopping
-from mmtok.decoding.prompts import Inputs, check_places, with_mask
+from mmtok.decoding.prompts import Inputs, check_inputs, check_places, with_mask
 from mmtok.decoding.stats import Stats
 from mmtok.decoding.target import Target
 from mmtok.errors import InputError
+from mmtok.options import check_value, shown
 
 _EXACT = {
     "det": "deterministic",
@@ -47,7 +48,7 @@ def generate(
     drafter: str | Drafter,
     verifier: str | Verifier | None = None,
     guidance_scale: float | None = None,
-    negative: Inputs | None = None,
+    negative: Inputs | Callable[[Inputs], Inputs | None] | None = None,
     generation_config: Any = None,
     logits_processor: Sequence[Any] | Callable[[int], Sequence[Any]] | None = None,
     stopping_criteria: Sequence[Any] | None = None,
@@ -66,6 +67,7 @@ def generate(
         verifier: a spec or an object; None: `greedy`, or the exact rule for the drafter's trees.
         guidance_scale: s in z = u + s (c - u) over logits; None or 1: no guidance.
         negative: inputs of the unconditional rows; None: the last token of each prompt.
+            Or what makes them of `inputs`, asked where there is guidance.
         generation_config: as in transformers; `options` override its fields.
         logits_processor: applied to the guided logits, before the warpers; functions of their
             arguments, without a memory. Or what makes them for a prompt of so many tokens.
@@ -78,11 +80,20 @@ def generate(
     Raises:
         InputError: a combination that would be wrong or is not supported.
     """
+    check_value("drafter", drafter, Drafter | str)
+    check_value("verifier", verifier, Verifier | str | None)
     drafts = drafter_registry.build(drafter) if isinstance(drafter, str) else drafter
     full = with_mask(inputs)
     config = settings(model, generation_config, options, full["input_ids"].shape[1])
     scale = guidance(guidance_scale, config)
-    for asked in (full, negative) if negative and scale != 1 else (full,):
+    if callable(negative):
+        negative = negative(full) if scale != 1 else None
+    if negative is not None and scale == 1:
+        raise InputError(
+            "negative prompts are for guidance: pass guidance_scale=, or leave them out"
+        )
+    for asked in (full,) if negative is None else (full, negative):
+        check_inputs(model, asked)
         check_places(model, asked, config.max_new_tokens)
     seeds = _seeds(seed, len(full["input_ids"]))
     rows = _rows(model, full, config, for_prompts(logits_processor), seeds)
@@ -104,9 +115,12 @@ def generate(
 
 
 def _seeds(given: int | Sequence[int], size: int) -> list[int]:
-    seeds = list(given) if isinstance(given, Sequence) else [int(given) + r for r in range(size)]
+    check_value("seed", given, int | Sequence[int])
+    seeds = [given + r for r in range(size)] if isinstance(given, int) else list(given)
     if len(seeds) != size:
         raise InputError(f"{size} rows need as many seeds, got {len(seeds)}")
+    if not -(2**63) <= min(seeds) <= max(seeds) < 2**64:
+        raise InputError(f"seeds are numbers of 64 bits, got {shown(given)}")
     return seeds
 
 

@@ -74,7 +74,7 @@ def generate_images(
         drafter=drafter,
         verifier=verifier,
         guidance_scale=guidance_scale,
-        negative=writer.negative(inputs) if negative is None else negative,
+        negative=writer.negative if negative is None else negative,
         logits_processor=lambda prompt: [*extra(prompt), *writer.processors(prompt)],
         seed=seed,
         measure_tv=measure_tv,

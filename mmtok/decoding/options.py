@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
+from mmtok.options import check_value
 
 _SINGLE = {
     "num_beams": "use 1",
@@ -53,6 +54,7 @@ def settings(model: Any, given: Any, options: dict[str, Any], width: int) -> Any
     if config.max_new_tokens is None:
         by_default = unset and options.get("max_length") is None
         config.max_new_tokens = config.max_length - (0 if by_default else width)
+    check_value("max_new_tokens", config.max_new_tokens, int)
     if config.max_new_tokens < 1:
         raise InputError(
             f"max_new_tokens must be at least 1, got {config.max_new_tokens} "
@@ -60,6 +62,7 @@ def settings(model: Any, given: Any, options: dict[str, Any], width: int) -> Any
         )
     if config.min_new_tokens is None:
         config.min_new_tokens = max((config.min_length or 0) - width, 0)
+    check_value("min_new_tokens", config.min_new_tokens, int)
     config.min_length = None
     try:
         model._prepare_special_tokens(config, True, device=model.device)

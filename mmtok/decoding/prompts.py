@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from torch.nn.functional import pad
 
 from mmtok.errors import InputError
 from mmtok.models.cache_name import CACHE_NAMES, cache_name
+from mmtok.options import shown
 
 Inputs = dict[str, Any]
 _ATTENTION = ("sdpa", "eager")
 _LENGTHENED = ("dynamic", "longrope")  # what is cached was turned otherwise than what follows
 _POSITIONS = re.compile(r"(wpe|position\w*|positions_embed)$")  # the last part of a name
+_TEXT = {"input_ids", "attention_mask", "position_ids"}  # placeholders of images lie outside
 _OURS = (*CACHE_NAMES, "inputs_embeds", "use_cache", "logits_to_keep")
 
 
@@ -67,12 +70,16 @@ def with_mask(inputs: Inputs) -> Inputs:
     Raises:
         InputError: no tokens, or inputs that a loop of drafts makes itself.
     """
+    if not isinstance(inputs, Mapping):
+        raise InputError(f"inputs are what the model's processor returned, got {shown(inputs)}")
     given = {key: v for key, v in inputs.items() if v is not None and key != "labels"}
     if odd := [key for key in _OURS if key in given]:
         raise InputError(f"inputs hold {', '.join(odd)}: decoding with drafts makes them itself")
     tokens = given.get("input_ids")
-    if tokens is None or tokens.ndim != 2 or not tokens.numel():
-        raise InputError("inputs need input_ids (B, P), at least one token per prompt")
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not tokens.numel():
+        raise InputError("inputs need input_ids (B, P), a tensor, at least one token per prompt")
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"input_ids must be whole numbers of 32 or 64 bits, got {tokens.dtype}")
     mask = given.setdefault("attention_mask", torch.ones_like(tokens))
     if mask.shape != tokens.shape or not bool(mask[:, -1].all()):
         raise InputError(
@@ -80,6 +87,22 @@ def with_mask(inputs: Inputs) -> Inputs:
             f"{tuple(tokens.shape)}, got {tuple(mask.shape)}"
         )
     return given
+
+
+def check_inputs(model: Any, inputs: Inputs) -> None:
+    """Refuse inputs the model would pass over, and tokens it does not have.
+
+    Raises:
+        InputError: there are such.
+    """
+    given = with_mask(inputs)
+    try:
+        model._validate_model_kwargs({k: v for k, v in given.items() if k != "input_ids"})
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from error
+    ids, size = given["input_ids"], model.get_input_embeddings().num_embeddings
+    if given.keys() <= _TEXT and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        raise InputError(f"input_ids must be from 0 to {size - 1}, got {ids.min()} to {ids.max()}")
 
 
 def positioned(model: Any, inputs: Inputs) -> Inputs:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mmtok.decoding import options as settings
 from mmtok.decoding import visual, warp
-from mmtok.decoding.prompts import Inputs, check_places, with_mask
+from mmtok.decoding.prompts import Inputs, check_inputs, check_places, with_mask
 from mmtok.decoding.rules import draw
 from mmtok.decoding.target import Target
 from mmtok.decoding.tree import DraftTree
@@ -139,8 +139,13 @@ def generate_zipar(
     length = writer.rows * writer.width
     merged = visual.options(options) | {"max_new_tokens": length}
     config = settings.settings(writer, None, merged, full["input_ids"].shape[1])
+    check_inputs(writer, full)
     check_places(writer, full, length)
     target = Target(writer, guidance_scale=settings.guidance(guidance_scale, config))
+    if negative is not None and not target.guided:
+        raise InputError(
+            "negative prompts are for guidance: pass guidance_scale=, or leave them out"
+        )
     logits = target.prefill(full, writer.negative(full) if negative is None else negative)
     given = settings.for_prompts(logits_processor)
     images = []

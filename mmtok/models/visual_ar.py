@@ -173,7 +173,7 @@ class VisualAR:
             drafter=drafter,
             verifier=verifier,
             guidance_scale=guidance,
-            negative=negative,
+            negative=lambda _: negative,
             logits_processor=lambda prompt: [*extra(prompt), self._codes_alone],
             seed=seed,
             **(of_codes({**sampling, **options}) | {"max_new_tokens": self.tokens}),
