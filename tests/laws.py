@@ -1,8 +1,8 @@
 """The law of whole sequences, sampled through the engine, against the one that forwards give.
 
 Guidance, temperature and top-k are on; drafts run into the maximum length and into ends of
-sequence. Seeds are 0 to runs - 1, one per row. Fixed before the first look: a pair is exact if the
-standardised chi-square stays below 4, a canary is caught above 10. After it the draft model was
+sequence. Seeds are `first` to first + runs - 1, one per row. Fixed before the first look: a pair
+is exact if the standardised chi-square stays below 4, a canary is caught above 10. After it the draft model was
 made to disagree more, since two canaries were too weak to be seen, and those made stronger.
 """
 
@@ -65,8 +65,8 @@ def expected() -> Tensor:
     return torch.where(ended, (tails == EOS).to(chance), chance).prod(1)
 
 
-def fit(drafter: Drafter | str, verifier: Verifier | str | None, runs: int) -> Fit:
-    """Sample `runs` sequences and compare their counts with the law."""
+def fit(drafter: Drafter | str, verifier: Verifier | str | None, runs: int, first: int = 0) -> Fit:
+    """Sample `runs` sequences, by seeds from `first` on, and compare their counts with the law."""
     prompt = torch.tensor(PROMPT).expand(BATCH, -1)
     counts = torch.zeros(VOCABULARY**LENGTH).double()
     weights = torch.tensor([VOCABULARY**i for i in reversed(range(LENGTH))])
@@ -82,7 +82,7 @@ def fit(drafter: Drafter | str, verifier: Verifier | str | None, runs: int) -> F
             max_new_tokens=LENGTH,
             eos_token_id=EOS,
             pad_token_id=EOS,
-            seed=start,
+            seed=first + start,
             temperature=TEMPERATURE,
             top_k=TOP_K,
         )
@@ -234,13 +234,18 @@ CANARIES: dict[str, Pair] = {
 }
 
 
-def rule_pairs(count: int = 200) -> list[tuple[Tensor, Tensor]]:
-    """(p, q) of 4 to 8 tokens: with zeros, with p = q, and with a draft far too sure of itself."""
+def rule_pairs(count: int = 200, least: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """(p, q) of 4 to 8 tokens: with zeros, with p = q, and with a draft far too sure of itself.
+
+    `count` of them whose q gives at least `least` tokens, so many may be drawn from it.
+    """
     import numpy as np
 
     rng = np.random.default_rng(7)
     found = []
-    for i in range(count):
+    for i in itertools.count():
+        if len(found) == count:
+            return found
         size = int(rng.integers(4, 9))
         rows = rng.dirichlet(np.full(size, 0.5), 2)
         if i % 4 == 0:
@@ -250,8 +255,8 @@ def rule_pairs(count: int = 200) -> list[tuple[Tensor, Tensor]]:
         if i % 10 == 3:
             rows[1] = rows[1] ** 10
         p, q = torch.tensor(rows / rows.sum(1, keepdims=True))
-        found.append((p, q))
-    return found
+        if int((q > 0).sum()) >= least:
+            found.append((p, q))
 
 
 def draws(q: Tensor, k: int, kind: str) -> list[tuple[Tensor, float]]:

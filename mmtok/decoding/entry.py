@@ -86,15 +86,7 @@ def generate(
     full = with_mask(inputs)
     config = settings(model, generation_config, options, full["input_ids"].shape[1])
     scale = guidance(guidance_scale, config)
-    if callable(negative):
-        negative = negative(full) if scale != 1 else None
-    if negative is not None and scale == 1:
-        raise InputError(
-            "negative prompts are for guidance: pass guidance_scale=, or leave them out"
-        )
-    for asked in (full,) if negative is None else (full, negative):
-        check_inputs(model, asked)
-        check_places(model, asked, config.max_new_tokens)
+    other = _negative(model, full, negative, scale, config.max_new_tokens)
     seeds = _seeds(seed, len(full["input_ids"]))
     rows = _rows(model, full, config, for_prompts(logits_processor), seeds)
     engine = Engine(
@@ -108,10 +100,25 @@ def generate(
         on_tokens=_streaming(streamer, full["input_ids"]),
         measure_tv=measure_tv,
     )
-    engine.run(full, negative, rows, seeds)
+    engine.run(full, other, rows, seeds)
     if streamer is not None:
         streamer.end()
     return Generated(_padded(full["input_ids"], rows, config), engine.stats)
+
+
+def _negative(model: Any, full: Inputs, given: Any, scale: float, new: int) -> Inputs | None:
+    """The negative prompts, once they and the prompts are known to fit the model."""
+    made: Inputs | None = given
+    if callable(given):
+        made = given(full) if scale != 1 else None
+    if made is not None and scale == 1:
+        raise InputError(
+            "negative prompts are for guidance: pass guidance_scale= or leave them out"
+        )
+    for asked in (full,) if made is None else (full, made):
+        check_inputs(model, asked)
+        check_places(model, asked, new)
+    return made
 
 
 def _seeds(given: int | Sequence[int], size: int) -> list[int]:
