@@ -2,8 +2,9 @@
 
 Guidance, temperature and top-k are on; drafts run into the maximum length and into ends of
 sequence. Seeds are `first` to first + runs - 1, one per row. Fixed before the first look: a pair
-is exact if the standardised chi-square stays below 4, a canary is caught above 10. After it the draft model was
-made to disagree more, since two canaries were too weak to be seen, and those made stronger.
+is exact if the standardised chi-square stays below 4, a canary is caught above 10. After it the
+draft model was made to disagree more, since two canaries were too weak to be seen, and those made
+stronger.
 """
 
 from __future__ import annotations
