@@ -90,7 +90,8 @@ def runs(x: VisualTokens, asked: Query, names: list[str], keep: float) -> dict[s
     features = x.features[0]
     out: dict[str, Any] = {PRODUCT: lambda: features @ features.T}
     for name in names:
-        reducer = build(f"{name}(keep={keep})")[0]
+        # a guard has no budget: as many as it drops by default leave
+        reducer = build(name if name == "outliers" else f"{name}(keep={keep})")[0]
         out[name] = lambda reducer=reducer: reducer.select(x, asked).apply(x.features)
     return out
 
