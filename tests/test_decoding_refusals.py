@@ -132,6 +132,15 @@ def test_a_mask_over_the_slots_of_the_cache_is_refused() -> None:
             generate(GPTNeoForCausalLM(config).eval(), prompts([5]), drafter="lookup")
 
 
+def test_image_gpt_is_refused() -> None:
+    from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
+
+    config = ImageGPTConfig(vocab_size=24, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    model = ImageGPTForCausalImageModeling(config).eval()
+    with pytest.raises(InputError, match="holds a causal mask over the slots"):
+        generate(model, prompts([5]), drafter="lookup")
+
+
 def rotary(kind: str) -> Any:
     """A model whose rotary embeddings change behind 16 tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -202,6 +211,7 @@ def test_a_finished_row_stays_where_it_is() -> None:
         ("earlyexit", {"tokens": 3000}),
         ("dynamicexit", {"tokens": 3000}),
         ("aded", {"nodes": 3000}),
+        ("lookup", {"tokens": 3000}),
         ("rasd", {"nodes": 3000}),
         ("recycling", {"children": (2000,), "successors": 2000}),
     ],

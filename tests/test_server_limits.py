@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,17 +147,23 @@ def test_ipv6_addresses_that_are_not_given_out_are_never_fetched(host: str) -> N
 
 
 def test_all_urls_of_a_request_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[float | None] = []
+    """Decoding between fetches does not count."""
+    given, clock = [], [100.0]
 
-    def fetched(url: str, limits: Limits, until: float | None = None) -> bytes:
-        given.append(until)
+    def fetched(url: str, limits: Limits, until: float) -> bytes:
+        given.append(until - clock[0])
+        clock[0] += 10
         return png(1)
 
+    def decoded(*arguments: Any) -> Any:
+        clock[0] += 1000
+        return decode(*arguments)
+
+    monkeypatch.setattr("mmtok.serving.chat.time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr("mmtok.serving.chat.fetch", fetched)
+    monkeypatch.setattr("mmtok.serving.chat.decode", decoded)
     read_request({"messages": ask(image("http://a/1"), image("http://a/2"))}, Limits())
-    assert len(given) == 2
-    assert given[0] is not None
-    assert given[0] == given[1]
+    assert given == [60, 50]
     monkeypatch.setattr(fetching, "public_address", lambda host, port: "127.0.0.1")
     with pytest.raises(RefusedError, match="took longer"):
         fetching.fetch("http://example.com:9/a", Limits(remote=True), time.monotonic() - 1)

@@ -77,3 +77,27 @@ def test_a_file_that_changes_behind_its_hash_is_no_item_of_it(tmp_path: Path) ->
             (item,) = gather(sources, digests(sources), recipe())
             assert not isinstance(decode_item(item, recipe())[1], str)
     assert decode_item(item, recipe()) == (item.key, "changed since it was hashed: run again")
+
+
+def test_a_copy_that_stays_stands_for_one_that_changes(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    sources = list_sources(tmp_path)
+    (item,) = gather(sources, digests(sources), recipe())
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "a.png")
+    assert decode_item(item, recipe())[1].getpixel((0, 0)) == (255, 0, 0)
+    (tmp_path / "a.png").unlink()
+    assert not isinstance(decode_item(item, recipe())[1], str)
+
+
+def test_a_table_that_is_another_by_now(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"image": [b"a", b"b"]}), path)
+    last = list_sources(path)[-1]
+    parquet.write_table(pa.table({"other": [b"a"]}), path)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(InputError, match=r"not there any more|damaged"):
+        last.read()

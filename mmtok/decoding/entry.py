@@ -122,6 +122,7 @@ def _negative(model: Any, full: Inputs, given: Any, scale: float, new: int) -> I
 
 
 def _seeds(given: int | Sequence[int], size: int) -> list[int]:
+    given = list(given) if isinstance(given, range) else given
     check_value("seed", given, int | Sequence[int])
     seeds = [given + r for r in range(size)] if isinstance(given, int) else list(given)
     if len(seeds) != size:

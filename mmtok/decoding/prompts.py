@@ -44,10 +44,10 @@ def check_model(model: Any) -> str:
         raise InputError(
             f"trees need a model that takes position_ids, without ALiBi; {name} does not"
         )
-    if getattr(text, "attention_types", None):
+    if getattr(text, "attention_types", None) or name.startswith("ImageGPT"):
         raise InputError(
-            f"trees need attention that goes by our mask alone, {name} (attention_types) holds a "
-            "causal mask over the slots of its cache; use a model without one"
+            f"trees need attention that goes by our mask alone, {name} holds a causal mask over "
+            "the slots of its cache; use a model without one"
         )
     if (used := attention_of(model)) not in _ATTENTION:
         raise InputError(

@@ -82,9 +82,9 @@ def read_request(body: Any, limits: Limits) -> Ask:
     images: list[Image] = []
     clips: list[Clip] = []
     turns = _turns(body.get("messages"), limits)
-    until = time.monotonic() + limits.fetch_s
+    left = [limits.fetch_s]  # seconds for fetching; decoding between does not count
     for turn in turns:
-        turn["content"] = [_place(part, images, clips, limits, until) for part in turn["content"]]
+        turn["content"] = [_place(part, images, clips, limits, left) for part in turn["content"]]
     return Ask(
         images=tuple(images),
         clips=tuple(clips),
@@ -146,7 +146,7 @@ def _turns(messages: Any, limits: Limits) -> list[Turn]:
 
 
 def _place(
-    part: dict[str, Any], images: list[Image], clips: list[Clip], limits: Limits, until: float
+    part: dict[str, Any], images: list[Image], clips: list[Clip], limits: Limits, left: list[float]
 ) -> dict[str, str]:
     """A part as the chat template reads it; its picture or clip is added to the given ones."""
     kind = part.get("type")
@@ -167,7 +167,10 @@ def _place(
     used = sum(_pixels(picture) for picture in images) + sum(
         _pixels(frame) for clip in clips for frame in clip.frames
     )
-    medium = decode(fetch(url, limits, until), limits, limits.pixels - used)
+    began = time.monotonic()
+    data = fetch(url, limits, began + left[0])
+    left[0] -= time.monotonic() - began
+    medium = decode(data, limits, limits.pixels - used)
     if isinstance(medium, Clip) != (kind == "video_url"):
         raise RefusedError(400, f"{kind} does not hold what it says")
     if isinstance(medium, Clip):

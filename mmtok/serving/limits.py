@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmtok.errors import InputError
 from mmtok.io.video import DEFAULT_FRAMES
+from mmtok.options import check_types
 
 _DAY_S = 86_400
 
@@ -57,6 +58,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse bounds that nothing could keep."""
+        check_types("limits", self)
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:

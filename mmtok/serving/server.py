@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -26,6 +26,7 @@ from mmtok.serving.replies import ended, event, stream_head, usage, whole_reply
 if TYPE_CHECKING:
     from mmtok.pipeline import Pipeline
 
+_T = TypeVar("_T")
 _GONE = "the client went away"
 _LOOK_S = 1.0  # between looks whether a client is still there
 
@@ -135,7 +136,13 @@ class _Desk:
         def heard(text: str) -> None:
             loop.call_soon_threadsafe(said.put_nowait, text)
 
-        await self.decoded.acquire()
+        turn = asyncio.ensure_future(self.decoded.acquire())
+        try:
+            await _while_there(request, turn)
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self.decoded.release()
+            raise
         try:
             if await request.is_disconnected():
                 raise RefusedError(400, _GONE)
@@ -248,7 +255,7 @@ def _key(given: str | None) -> bytes | None:
         raise InputError("the API key (MMTOK_API_KEY) is not UTF-8, expected text") from None
 
 
-async def _while_there(request: Request, awaited: asyncio.Future[str | None]) -> str | None:
+async def _while_there(request: Request, awaited: asyncio.Future[_T]) -> _T:
     """What is awaited, unless the client leaves before."""
     try:
         while not (await asyncio.wait({awaited}, timeout=_LOOK_S))[0]:

@@ -259,7 +259,10 @@ def _read_cell(path: Path, group: int, row: int, column: str) -> bytes:
         changed_ns = path.stat().st_mtime_ns
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({reason(error)})") from None
-    value = _row_group(path, group, column, changed_ns)[row].as_py()
+    try:
+        value = _row_group(path, group, column, changed_ns)[row].as_py()
+    except LookupError:  # another file by now
+        raise InputError(f"{path}: row {row} of group {group} is not there any more") from None
     name = value.get("path") if isinstance(value, dict) else None
     value = value.get("bytes") if isinstance(value, dict) else value
     if not value and isinstance(name, str) and name:

@@ -64,14 +64,16 @@ def decode_item(item: Item, recipe: Recipe) -> Decoded:
     """First stage: the file's picture or frames."""
     if item.error is not None:
         return item.key, item.error
-    source = item.sources[0]
-    try:
-        made = decode(source, recipe)
-        if source.digest() != item.digest:  # all are hashed first, perhaps hours ago
-            return item.key, "changed since it was hashed: run again"
-        return item.key, made
-    except InputError as error:
-        return item.key, str(error)
+    why = ""
+    for source in item.sources:  # any one with these bytes will do
+        try:
+            made = decode(source, recipe)
+            if source.digest() == item.digest:  # all were hashed first, perhaps hours ago
+                return item.key, made
+            why = "changed since it was hashed: run again"
+        except InputError as error:
+            why = str(error)
+    return item.key, why
 
 
 class Encoder:

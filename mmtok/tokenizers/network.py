@@ -84,11 +84,11 @@ class Networked(Generic[Kind]):
             InputError: the weights cannot be read, or do not fit the configuration.
         """
         state: dict[str, Tensor] = {}
-        if self.weights is not None:
-            state = self.published(self.read(self.weights))
-            with torch.device("meta"):  # sizes that the weights do not have are not allocated
-                check_fit(self.build(), state, self.weights)
         with torch.random.fork_rng(devices=[]):
+            if self.weights is not None:
+                state = self.published(self.read(self.weights))
+                with torch.device("meta"):  # sizes that the weights do not have are not allocated
+                    check_fit(self.build(), state, self.weights)
             torch.default_generator.manual_seed(self.seed)
             made = self.build()
         if self.weights is not None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmtok.decoding.base import Drafter, StepResult
+from mmtok.decoding.base import Drafter, StepResult, check_nodes
 from mmtok.decoding.target import Target
 from mmtok.decoding.tree import DraftTree, Kind
 from mmtok.errors import InputError
@@ -46,6 +46,7 @@ class Lookup(Drafter):
         given = (self.tokens, self.first, self.ngram, self.shortest)
         if min(given) < 1:
             raise InputError(f"lookup: tokens, first, ngram and shortest start at 1, got {given}")
+        check_nodes("lookup", self.tokens)
         self.first = min(self.first, self.tokens)
         self.shortest = min(self.shortest, self.ngram)
 
