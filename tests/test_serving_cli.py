@@ -81,7 +81,7 @@ def test_a_killed_run_goes_on_where_it_was(
         (["preprocess", ".", "--out", "x", "--fps", "0"], "fps=0.0: expected a positive"),
         (["serve", "--port", "0"], "MMTOK_API_KEY unset"),
         (["serve", "--pixels", "0"], "pixels must be above 0, got 0"),
-        (["serve", "--fetch-s", "nan"], "fetch_s must be above 0, got nan"),
+        (["serve", "--fetch-s", "nan"], "fetch_s must be a finite number, got nan"),
         (["serve", "--waiting", "-1"], "waiting must be above 0, got -1"),
         (["serve", "--port", "70000"], "--port must be from 0 to 65535"),
         (["serve", "--media-root", "x" * 300], "no such folder"),
