@@ -124,7 +124,9 @@ def test_lookup_reproduces_the_references() -> None:
         assert cut[: len(want)] == want
         assert set(cut[len(want) :]) <= eos
         # the published rule takes the first match, and drops what follows an end of sequence
-        first = Lookup(tokens=params["num_tokens"], ngram=params["max_ngram"], first_match=True)
+        first = Lookup(
+            tokens=params["num_tokens"], ngram=params["max_ngram"], shortest=1, first_match=True
+        )
         found = first.copied(ids)
         end = found.index(params["eos"]) if params["eos"] in found else len(found)
         assert found[:end] == y["candidate"].tolist()
