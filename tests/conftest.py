@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,16 @@ CASES = [(name, "image") for name in FAMILIES] + [
 def picture(seed: int, width: int, height: int) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six pictures: two shards of three."""
+    made = tmp_path / "in"
+    made.mkdir()
+    for number in range(6):
+        picture(number, 60, 48).save(made / f"{number}.png")
+    return made
 
 
 @cache

@@ -122,23 +122,23 @@ def test_a_table_of_positions_is_filled_and_not_run_past(name: str) -> None:
 
 
 def test_a_mask_over_the_slots_of_the_cache_is_refused() -> None:
-    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+    from transformers import (
+        GPTNeoConfig,
+        GPTNeoForCausalLM,
+        ImageGPTConfig,
+        ImageGPTForCausalImageModeling,
+    )
 
+    gpt = ImageGPTConfig(vocab_size=24, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    models: list[Any] = [ImageGPTForCausalImageModeling(gpt)]
     size: dict[str, Any] = {"vocab_size": 24, "hidden_size": 16, "num_layers": 2, "num_heads": 2}
     kinds: list[Any] = [[["global", "local"], 1], [["global"], 2]]
     for kind in kinds:
         config = GPTNeoConfig(**size, attention_types=[kind], window_size=5)
+        models.append(GPTNeoForCausalLM(config))
+    for model in models:
         with pytest.raises(InputError, match="holds a causal mask over the slots"):
-            generate(GPTNeoForCausalLM(config).eval(), prompts([5]), drafter="lookup")
-
-
-def test_image_gpt_is_refused() -> None:
-    from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
-
-    config = ImageGPTConfig(vocab_size=24, n_positions=64, n_embd=16, n_layer=1, n_head=2)
-    model = ImageGPTForCausalImageModeling(config).eval()
-    with pytest.raises(InputError, match="holds a causal mask over the slots"):
-        generate(model, prompts([5]), drafter="lookup")
+            generate(model.eval(), prompts([5]), drafter="lookup")
 
 
 def rotary(kind: str) -> Any:

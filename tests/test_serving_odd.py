@@ -19,18 +19,7 @@ from mmtok.serving.shards import read_manifest, row_files
 from mmtok.serving.sources import list_sources
 from mmtok.serving.verify import verify
 from mmtok.serving.work import digests
-from tests.conftest import picture
 from tests.test_serving import run, tiny
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Six pictures: two shards of three."""
-    made = tmp_path / "in"
-    made.mkdir()
-    for number in range(6):
-        picture(number, 60, 48).save(made / f"{number}.png")
-    return made
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:

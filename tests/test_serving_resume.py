@@ -22,16 +22,6 @@ from tests.conftest import picture
 from tests.test_serving import run, tiny
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Six pictures: two shards of three."""
-    made = tmp_path / "in"
-    made.mkdir()
-    for number in range(6):
-        picture(number, 60, 48).save(made / f"{number}.png")
-    return made
-
-
 def lose(out: Path) -> Path:
     """Delete the first shard's tensors."""
     lost = sorted((out / "shards").glob("*.safetensors"))[0]

@@ -21,6 +21,12 @@ def cache_in(values: Mapping[str, Any]) -> Any:
     return next((values[name] for name in CACHE_NAMES if values.get(name) is not None), None)
 
 
+def is_filled(values: Mapping[str, Any]) -> bool:
+    """Whether the arguments of a call bring a KV cache that holds something."""
+    cache = cache_in(values)
+    return cache is not None and cache.get_seq_length() > 0
+
+
 def without_cache(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The same arguments with no KV cache."""
     return dict(arguments) | {name: None for name in CACHE_NAMES if name in arguments}

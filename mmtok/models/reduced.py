@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
-from mmtok.models.cache_name import cache_in
+from mmtok.models.cache_name import is_filled
 from mmtok.models.families import Inputs
 from mmtok.models.pixels import PIXELS
 from mmtok.models.reduction import Reduction
@@ -100,8 +100,7 @@ def _forward(reduction: Reduction, args: Any, kwargs: Inputs) -> Any:
         kwargs = _by_name(reduction.model.forward, args, kwargs)
     if not reduction.generating:
         refuse_encoded(kwargs)
-    cache = cache_in(kwargs)
-    filled = cache is not None and cache.get_seq_length() > 0
+    filled = is_filled(kwargs)
     if not _has_pixels(kwargs):
         if filled:
             return (), reduction.next_step(kwargs)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from mmtok.errors import InputError
-from mmtok.models.cache_name import cache_in
+from mmtok.models.cache_name import is_filled
 from mmtok.models.families import Inputs
 from mmtok.models.reduction import Reduction
 
 
 def refuse_filled(kwargs: Inputs) -> None:
     """InputError where `generate` is to continue a prompt: it would count kept tokens only."""
-    cache = cache_in(kwargs)
-    if cache is not None and cache.get_seq_length() > 0:
+    if is_filled(kwargs):
         raise InputError(
             "generate() inside reduced() starts from a whole prompt: pass no filled KV cache, "
             "but the whole conversation with its pixels"
