@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,19 @@ def test_sizes_that_the_weights_do_not_have_are_not_allocated(tmp_path: Path) ->
     file.write_text(json.dumps(said))
     with pytest.raises(InputError, match="weights of wrong shape"):
         CViViT(weights=str(tmp_path)).to("cpu")
+
+
+def test_layers_that_the_weights_do_not_have_are_not_built(tmp_path: Path) -> None:
+    CViViT().save(tmp_path)
+    file = tmp_path / "config.json"
+    said = json.loads(file.read_text())
+    said["mmtok"]["spatial"] = 2**20
+    file.write_text(json.dumps(said))
+    began = time.process_time()
+    with pytest.raises(InputError, match="asks for more weights than there are"):
+        CViViT(weights=str(tmp_path)).to("cpu")
+    assert time.process_time() - began < 5
+    CViViT().to("cpu")  # and nothing is counted from now on
 
 
 def test_the_second_stage_is_not_silently_the_first() -> None:

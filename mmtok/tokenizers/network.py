@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
+from threading import get_ident
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mmtok.errors import InputError
 from mmtok.io.files import check_file, reason, replacing
@@ -87,7 +90,8 @@ class Networked(Generic[Kind]):
         with torch.random.fork_rng(devices=[]):
             if self.weights is not None:
                 state = self.published(self.read(self.weights))
-                with torch.device("meta"):  # sizes that the weights do not have are not allocated
+                # on no device: sizes that the weights do not have are not allocated
+                with torch.device("meta"), _no_more_than(4 * len(state) + 1000, self.weights):
                     check_fit(self.build(), state, self.weights)
             torch.default_generator.manual_seed(self.seed)
             made = self.build()
@@ -179,6 +183,24 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """
     check_fit(network, state, source)
     network.load_state_dict(dict(state))
+
+
+@contextmanager
+def _no_more_than(most: int, source: str) -> Iterator[None]:
+    """Stop building a network as soon as it has too many weights: depth takes time on no device."""
+    owner, left = get_ident(), most
+
+    def count(module: nn.Module, name: str, weight: Any) -> None:
+        nonlocal left
+        left -= get_ident() == owner  # other threads may build networks of their own
+        if left < 0:
+            raise InputError(f"{source}: its configuration asks for more weights than there are")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def check_fit(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
