@@ -16,6 +16,8 @@ FRAMES = 8
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 PLOTS = ("order", "motion", "tally")
 """What happens: items take turns; one moves; items come or go one by one."""
+SHARES = (0.25, 0.45, 0.3)
+"""How often each plot is drawn: which way something moves takes longest to learn."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Clip:
 
 def sample_clip(rng: Generator, garments: Garments, plot: str | None = None) -> Clip:
     """Invent a clip, of a random plot unless one of `PLOTS` is given."""
-    plot = PLOTS[int(rng.integers(len(PLOTS)))] if plot is None else plot
+    plot = str(rng.choice(PLOTS, p=SHARES)) if plot is None else plot
     makers = {"order": _order, "motion": _motion, "tally": _tally}
     items, questions = makers[plot](rng, garments)
     seed, shapes = int(rng.integers(2**31)), int(rng.integers(0, 4))
