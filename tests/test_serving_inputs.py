@@ -28,7 +28,10 @@ def test_lists_are_cut_at_line_ends_alone(tmp_path: Path) -> None:
         assert [s.name for s in list_sources(tmp_path / name)] == ["0.png", "1.png", "2.png"]
 
 
-@pytest.mark.parametrize("changes", [{"frames": "x"}, {"fps": []}, {"schema": 99}, {"model": 5}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"frames": "x"}, {"fps": []}, {"schema": 99}, {"model": 5}, {"revision": "random:x"}],
+)
 def test_a_recipe_of_wrong_types_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     found = json.loads(recipe().canonical()) | changes
     (tmp_path / "run.json").write_text(json.dumps({"recipe": found}))

@@ -206,3 +206,12 @@ def test_a_manifest_with_impossible_facts(
     (out / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match=f"line 1: damaged .no .*{name}"):
         export(out, "hf", tmp_path / "hf", tiny("llava"))
+
+
+def test_a_manifest_that_keeps_more_than_there_was(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path)
+    more = {"kept_counts": [999], "tokens_out": 999}
+    rows = [row | more for row in read_manifest(tmp_path)]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="line 1: damaged .more tokens kept than there were"):
+        read_manifest(tmp_path)

@@ -122,6 +122,9 @@ def load_recipe(out: Path) -> Recipe:
         check_values("recipe", Recipe, found)
         if found["schema"] != SCHEMA:
             raise ValueError(f"made by another version: schema {found['schema']}, not {SCHEMA}")
+        kind, _, seed = found["revision"].partition(":")
+        if kind == "random" and not seed.isdecimal():
+            raise ValueError(f"revision {found['revision']!r:.40} names no seed")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: cannot be read ({reason(error)}), expected what `mmtok preprocess` wrote"

@@ -79,6 +79,8 @@ def _check_features(row: Row) -> None:
         found = row.get(name)
         if not _counts(found, 0) or len(found) != len(grids) or sum(found) != row[total]:
             raise ValueError(f"no {name} that fit grids and {total}")
+    if any(kept > count for kept, count in zip(row["kept_counts"], row["counts"], strict=True)):
+        raise ValueError("more tokens kept than there were")
     if clip is None:
         return
     names = {field.name for field in fields(Clip)} - {"frames"}
