@@ -7,12 +7,14 @@ import inspect
 import json
 import re
 from dataclasses import fields
+from functools import partialmethod
 from typing import Any
 
 import pytest
 
 from mmtok import InputError, Pipeline, load
 from mmtok.cli.serve import serve
+from mmtok.serving.batching import Batcher
 from mmtok.serving.chat import read_request
 from mmtok.serving.limits import Limits, RefusedError
 from mmtok.serving.server import create_app
@@ -73,6 +75,39 @@ def test_a_stream_is_inside_until_it_ends(pipe: Pipeline, gone: bool) -> None:
     assert len(inside) == 1 if gone else len(inside) > 2
     assert set(inside) == {1}
     assert set(counted) == {0}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_stream_whose_batch_fails_goes_on_or_says_so(
+    pipe: Pipeline, same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampled answer that is drawn anew may differ from what was sent of it already."""
+    own, said = Batcher._generate, bytearray()
+
+    def generate(self: Batcher, batch: Any) -> Any:
+        if len(batch) == 1:
+            return own(self, batch)
+        for one in batch:
+            one.heard("" if same else "something else")
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Batcher, "_generate", generate)
+    monkeypatch.setattr(Batcher, "__init__", partialmethod(Batcher.__init__, window_s=5.0))
+    body = json.dumps({"messages": ask(text="hi"), "stream": True, "max_tokens": 3}).encode()
+    app = create_app(pipe, batch=2)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        said.extend(message.get("body", b""))
+
+    async def talk() -> None:
+        await asyncio.gather(*(app(POST | REST, receive, send) for _ in range(2)))
+
+    asyncio.run(talk())
+    assert said.count(b"data: [DONE]") == (2 if same else 0)
+    assert said.count(b"not what its beginning was") == (0 if same else 2)
 
 
 def test_an_empty_key_is_refused(pipe: Pipeline) -> None:

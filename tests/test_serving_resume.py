@@ -213,5 +213,5 @@ def test_a_manifest_that_keeps_more_than_there_was(folder: Path, tmp_path: Path)
     more = {"kept_counts": [999], "tokens_out": 999}
     rows = [row | more for row in read_manifest(tmp_path)]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(InputError, match="line 1: damaged .more tokens kept than there were"):
+    with pytest.raises(InputError, match=r"line 1: damaged .more tokens kept than there were"):
         read_manifest(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmtok.serving.batching import Answer
@@ -40,6 +41,24 @@ def event(
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": ended}
     body = head | {"choices": [] if delta is None else [choice]}
     return f"data: {json.dumps(body if usage is None else body | {'usage': usage})}\n\n"
+
+
+def stream_tail(head: dict[str, Any], wanted: Ask, answer: Answer, sent: str) -> Iterator[str]:
+    """The events behind the text that was `sent`: what it lacks, why it ended, what it cost."""
+    if not answer.text.startswith(sent):  # its batch failed half-way, and it was drawn anew
+        yield failure("the answer is not what its beginning was: ask again")
+        return
+    if answer.text != sent:
+        yield event(head, {"content": answer.text[len(sent) :]})
+    yield event(head, {}, ended=ended(wanted, answer))
+    if wanted.stream_usage:
+        yield event(head, None, usage=usage(answer))
+    yield "data: [DONE]\n\n"
+
+
+def failure(message: str) -> str:
+    """The server-sent event that ends a stream which cannot be finished."""
+    return f"data: {json.dumps({'error': {'message': message, 'code': 500}})}\n\n"
 
 
 def ended(wanted: Ask, answer: Answer) -> str:

@@ -21,7 +21,7 @@ from mmtok.errors import InputError
 from mmtok.serving.batching import Answer, Batcher
 from mmtok.serving.chat import Ask, read_request
 from mmtok.serving.limits import Limits, RefusedError
-from mmtok.serving.replies import ended, event, stream_head, usage, whole_reply
+from mmtok.serving.replies import event, failure, stream_head, stream_tail, whole_reply
 
 if TYPE_CHECKING:
     from mmtok.pipeline import Pipeline
@@ -187,15 +187,11 @@ class _Desk:
             answer = await waiting
         except Exception:
             traceback.print_exc()
-            yield f"data: {json.dumps({'error': {'message': 'a bug in mmtok', 'code': 500}})}\n\n"
+            yield failure("a bug in mmtok")
             return
         self.metrics.answered(answer)
-        if answer.text.startswith(sent) and answer.text != sent:
-            yield event(head, {"content": answer.text[len(sent) :]})
-        yield event(head, {}, ended=ended(wanted, answer))
-        if wanted.stream_usage:
-            yield event(head, None, usage=usage(answer))
-        yield "data: [DONE]\n\n"
+        for last in stream_tail(head, wanted, answer, sent):
+            yield last
 
 
 def create_app(
