@@ -96,8 +96,8 @@ def _by_name(function: Callable[..., Any], args: Any, kwargs: Inputs) -> Inputs:
 
 
 def _forward(reduction: Reduction, args: Any, kwargs: Inputs) -> Any:
-    if reduction.generating and not (reduction.shortened or reduction.seams.cache):
-        return None  # nothing was dropped: the steps of `generate` are the stock ones
+    if reduction.generating and reduction.shortened is None and reduction.seams.idle:
+        return None  # nothing is dropped: the steps of `generate` are the stock ones
     if args:
         kwargs = _by_name(reduction.model.forward, args, kwargs)
     if not reduction.generating:

@@ -54,6 +54,11 @@ class Seams:
         _check_attention(decoder.config, self.decoder or self.cache)
         _check_attention(model.config.vision_config, read or self.tower)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing acts behind the encoder's output."""
+        return not (self.decoder or self.neurons or self.cache or self.logits)
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Hook the decoder; unhook it whatever happens."""
