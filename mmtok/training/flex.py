@@ -66,7 +66,7 @@ class FlexSettings:
         seed: of weights, lengths, noise and the order of the pictures.
     """
 
-    steps: int = 3000
+    steps: int = 6000
     batch: int = 64
     lr: float = 4e-3
     others_lr: float = 2e-3
