@@ -17,6 +17,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from mmtok.accounting.calls import asked, completed, width, with_mask
 from mmtok.accounting.flops import count_flops
 from mmtok.accounting.ledger import Ledger
 from mmtok.accounting.rows import Pass, ledger
@@ -107,10 +108,12 @@ class Pipeline:
             frames: how many frames to sample from each file; default 8 unless `fps` is given.
             fps: how many frames a second to sample instead.
             count: also count FLOPs with torch's counter, in a second pass of its own.
-            options: for `generate` of the model, such as `max_new_tokens`. Greedy by default.
+            options: for `generate` of the model, such as `max_new_tokens` or a
+                `generation_config`. Greedy and 32 new tokens, unless they say otherwise.
 
         Raises:
-            InputError: a file cannot be read, or an option does not fit.
+            InputError: a file cannot be read, or an option does not fit, such as one whose work
+                a ledger cannot tell apart (docs/ledger.md).
         """
         timer = StageTimer(self.lvlm.device, cpu_peak=True)
         with timer.stage("source"):
@@ -142,7 +145,8 @@ class Pipeline:
         """Answer prompts that the model's processor has already made.
 
         Args:
-            inputs: keyword arguments of the model's `generate`.
+            inputs: keyword arguments of the model's `generate`; a missing attention mask is
+                inferred as it does.
             timer: goes on with a timer that has seen the stage "source".
             count: as in `generate`.
             options: as in `generate`.
@@ -158,25 +162,21 @@ class Pipeline:
         if count:
             with count_flops() as counted:
                 self.one_pass(inputs, counted, **options)
-        new = timed.sequences[:, inputs["input_ids"].shape[1] :]
+        new = timed.sequences[:, timed.inputs["input_ids"].shape[1] :]
         return Result(
             texts=self.lvlm.decode(new),
-            new_tokens=_lengths(new, self.lvlm.model.generation_config.eos_token_id),
+            new_tokens=_lengths(new, asked(self.lvlm.model, options, "eos_token_id")),
             ledger=ledger(self.lvlm, self.spec, timed, timer, counted),
             reduction=timed.reduction,
-            inputs=inputs,
+            inputs=timed.inputs,
         )
 
     @torch.inference_mode()
     def one_pass(self, inputs: dict[str, Any], meter: Meter, **options: Any) -> Pass:
         """Run the model once, reporting its stages to `meter`."""
-        options = {"max_new_tokens": 32, "do_sample": False} | options
-        for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
-            if name in options and not (fits(options[name], int) and options[name] >= 1):
-                raise InputError(f"{name} must be an int of at least 1, got {options[name]!r}")
-        if options.get("use_cache") is False:
-            raise InputError("a pipeline measures the KV cache: use_cache=False does not fit")
         model = self.lvlm.model
+        inputs = with_mask(model, inputs, options)
+        options = completed(model, options, inputs["input_ids"].shape[1])
         reduction = Reduction(model, self.reducers, meter)
         with rerouted(reduction), _prefill_then_decode(model, meter) as (caches, places):
             try:
@@ -186,7 +186,6 @@ class Pipeline:
             except ValueError as error:  # what transformers says of an option
                 raise InputError(f"generate: {first_line(error)}") from error
         sequences: Tensor = made if isinstance(made, Tensor) else made.sequences
-        width = max(options.get("num_beams", 1), options.get("num_return_sequences", 1))
         other = reduction.contrast
         return Pass(
             inputs=inputs,
@@ -194,7 +193,7 @@ class Pipeline:
             reduction=reduction,
             kv_bytes=tuple(caches),
             contrast_bytes=None if other is None else cache_bytes(other.cache),
-            width=width,
+            width=width(model, options),
             last_position=None if places[0] is None else int(places[0].max()),
         )
 

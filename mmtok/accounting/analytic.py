@@ -80,6 +80,35 @@ def decoder_flops(
     return int(total + 2 * read * d * text_config.vocab_size)
 
 
+def decode_flops(text_config: Any, held: PerLayer, steps: int, neurons: int | None = None) -> int:
+    """FLOPs of `steps` decode steps of one sequence, in time that does not grow with them.
+
+    Step s of layer l reads one token and held[l] + s keys; all but the attention products cost the
+    same in every step.
+
+    Args:
+        text_config: transformers config of the text model.
+        held: tokens in the cache before the first step: one number, or one per layer.
+        steps: how many.
+        neurons: of each feed-forward network that are computed. Default: all.
+
+    Raises:
+        InputError: as `decoder_flops`.
+    """
+    alone = decoder_flops(text_config, 1, 1, neurons=neurons)  # attends to nothing but itself
+    before = per_layer(held, text_config.num_hidden_layers, "held")
+    heads, _, size = head_shape(text_config)
+    read = sum(_cached_reads(text_config, layer, n, steps) for layer, n in enumerate(before))
+    return steps * alone + 4 * heads * size * read
+
+
+def _cached_reads(text_config: Any, layer: int, held: int, steps: int) -> int:
+    """Cache entries that a layer reads in all steps: one more each time, until a window is full."""
+    most = kept_in_cache(text_config, layer, held + steps)
+    growing = min(steps, max(most - held, 0))
+    return growing * held + growing * (growing - 1) // 2 + (steps - growing) * most
+
+
 def kv_bytes(text_config: Any, lengths: PerLayer, dtype: Any) -> int:
     """Bytes of the KV cache of one sequence.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmtok.accounting.analytic import Logits, decoder_flops, kv_bytes, slides
+from mmtok.accounting.analytic import Logits, decode_flops, decoder_flops, kv_bytes, slides
 from mmtok.accounting.cost import Cost, Plan
 from mmtok.accounting.encoders import encoder_flops
 from mmtok.accounting.ledger import Ledger, Stage
@@ -128,16 +128,12 @@ def _cost(ask: _Ask, reducers: Sequence[Reducer]) -> Cost:
     stages.append(
         Stage("prefill", entering + ask.text_tokens, 1, flops_analytic=prefill, kv_bytes=cache)
     )
-    steps = range(1, ask.new_tokens)
+    steps = ask.new_tokens - 1
     if steps:
         neurons = _neurons(reducers, text.intermediate_size)
-        decode = sum(
-            decoder_flops(text, 1, [n + step for n in held], neurons=neurons) for step in steps
-        )
-        grown = kv_bytes(text, [n + len(steps) for n in held], ask.dtype)
-        stages.append(
-            Stage("decode", len(steps), len(steps), flops_analytic=decode, kv_bytes=grown)
-        )
+        decode = decode_flops(text, held, steps, neurons)
+        grown = kv_bytes(text, [n + steps for n in held], ask.dtype)
+        stages.append(Stage("decode", steps, steps, flops_analytic=decode, kv_bytes=grown))
     return Cost(Ledger([*stages, *_on_logits(ask, reducers, media)]), entering, prefill, cache)
 
 
@@ -146,11 +142,10 @@ def _on_logits(ask: _Ask, reducers: Sequence[Reducer], media: PlannedMedia) -> l
     text, rows = ask.config.text_config, []
     for contrast in (stage for r in reducers if (stage := r.on_logits()) is not None):
         entered = sum(contrast.count(n) for n in media.items) + ask.text_tokens
-        steps = range(1, ask.new_tokens)
-        flops = decoder_flops(text, entered)
-        flops += sum(decoder_flops(text, 1, entered + step) for step in steps)
-        cache = kv_bytes(text, entered + len(steps), ask.dtype)
-        read, made = entered + len(steps), ask.new_tokens
+        steps = ask.new_tokens - 1
+        flops = decoder_flops(text, entered) + decode_flops(text, entered, steps)
+        cache = kv_bytes(text, entered + steps, ask.dtype)
+        read, made = entered + steps, ask.new_tokens
         rows.append(Stage("decode.contrast", read, made, flops_analytic=flops, kv_bytes=cache))
     return rows
 
