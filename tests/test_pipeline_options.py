@@ -1,4 +1,4 @@
-"""Options of a pipeline mean what they mean in `generate`; what a ledger would mix up is refused."""
+"""Options of a pipeline mean what they mean in `generate`; what a ledger mixes up is refused."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_copies_in_a_generation_config(some: LVLM) -> None:
 def test_answers_end_where_the_caller_says(some: LVLM, where: str) -> None:
     new = batch("llava", "image", rows=(0, 1))
     whole = Pipeline(some).one_pass(new, _Silent(), max_new_tokens=6)
-    ends = sorted({int(x) for x in whole.sequences[0, -6:-3]})  # row 0 stops early, row 1 may not
+    ends = [int(whole.sequences[0, -6])]
     if where == "options":
         options: dict[str, Any] = {"eos_token_id": ends}
     else:
@@ -161,7 +161,7 @@ def test_an_assistant_is_refused(some: LVLM) -> None:
 
 
 def test_a_configuration_of_another_kind_is_refused(some: LVLM) -> None:
-    with pytest.raises(InputError, match="must be a GenerationConfig, got {'num_beams': 2}"):
+    with pytest.raises(InputError, match=r"a GenerationConfig, got \{'num_beams': 2\}"):
         run(some, generation_config={"num_beams": 2})
 
 
@@ -213,16 +213,23 @@ def test_decode_steps_in_closed_form(name: str, make: Any, neurons: int | None) 
 def test_decode_steps_behind_a_sliding_window(window: int) -> None:
     text = tiny_config("gemma3").text_config
     text.sliding_window = window
-    assert "sliding_attention" in text.layer_types and "full_attention" in text.layer_types
+    assert set(text.layer_types) == {"sliding_attention", "full_attention"}
     for held in (0, window - 2, window - 1, window, 90):
         each = [decoder_flops(text, 1, max(held, 0) + step) for step in range(1, 31)]
         assert decode_flops(text, max(held, 0), 30) == sum(each)
 
 
-@pytest.mark.parametrize("name", ["llava-1.5-7b", "qwen2.5-vl-3b"])
-def test_a_million_new_tokens_are_planned_at_once(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "reduce", "rows"),
+    [
+        ("llava-1.5-7b", ["random(keep=0.1)", "damro()"], ("decode", "decode.contrast")),
+        ("qwen2.5-vl-3b", "todre(keep=0.1)", ("decode",)),
+        ("qwen3-vl-4b", "snapkv(keep=0.1)", ("decode",)),
+    ],
+)
+def test_a_million_new_tokens_are_planned_at_once(name: str, reduce: Any, rows: Any) -> None:
     start = time.perf_counter()
-    made = plan(name, reduce=["todre(keep=0.1)", "damro()"], new_tokens=10**6)
+    made = plan(name, reduce=reduce, new_tokens=10**6)
     assert time.perf_counter() - start < 5
     flops = {row.stage: row.flops_analytic for row in made.reduced.ledger.stages}
-    assert type(flops["decode"]) is int and type(flops["decode.contrast"]) is int
+    assert all(type(flops[row]) is int for row in rows)
