@@ -157,10 +157,15 @@ class Pipeline:
                 "leave it out, or count in a call of its own"
             )
         timer = timer or StageTimer(self.lvlm.device, cpu_peak=True)
+        cuda = [self.lvlm.device] if self.lvlm.device.type == "cuda" else []
+        draws = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in cuda]
         timed = self.one_pass(inputs, timer, **options)
         counted = None
         if count:
-            with count_flops() as counted:
+            with torch.random.fork_rng(cuda), count_flops() as counted:
+                torch.set_rng_state(draws[0])  # a sampled answer is counted, not another one
+                for device, state in zip(cuda, draws[1], strict=True):
+                    torch.cuda.set_rng_state(state, device)
                 self.one_pass(inputs, counted, **options)
         new = timed.sequences[:, timed.inputs["input_ids"].shape[1] :]
         return Result(

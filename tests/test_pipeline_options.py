@@ -160,6 +160,25 @@ def test_an_assistant_is_refused(some: LVLM) -> None:
     assert run(some, guidance_scale=1.0, **off, **THREE).texts == plain
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_answer_that_was_drawn_is_counted(some: LVLM, seed: int) -> None:
+    some.model.generation_config.eos_token_id = list(range(3, 60))
+    torch.manual_seed(seed)
+    out = run(some, count=True, do_sample=True, temperature=100.0)
+    after = torch.get_rng_state()
+    decode = next(row for row in out.ledger.stages if row.stage == "decode")
+    assert decode.flops_analytic == pytest.approx(decode.flops, rel=0.01)
+    torch.manual_seed(seed)
+    assert run(some, do_sample=True, temperature=100.0).text == out.text
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "pixel_values"])
+def test_what_belongs_to_the_inputs_is_no_option(some: LVLM, name: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name}: part of the inputs"):
+        run(some, **{name: torch.ones(1)})
+
+
 def test_a_configuration_of_another_kind_is_refused(some: LVLM) -> None:
     with pytest.raises(InputError, match=r"a GenerationConfig, got \{'num_beams': 2\}"):
         run(some, generation_config={"num_beams": 2})

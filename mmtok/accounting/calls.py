@@ -44,8 +44,10 @@ def with_mask(model: Any, inputs: Mapping[str, Any], options: Mapping[str, Any])
     """The inputs with an attention mask (B, S); without one, as `generate` infers it.
 
     Raises:
-        InputError: no `input_ids`.
+        InputError: no `input_ids`, or an option that belongs to the inputs.
     """
+    if twice := sorted(options.keys() & {*inputs, "attention_mask"}):
+        raise InputError(f"{', '.join(twice)}: part of the inputs, leave it out of the options")
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor):
         raise InputError(f"inputs: expected input_ids (B, S) of a processor, got {shown(ids)}")
