@@ -106,7 +106,7 @@ def _decode_file(
             target = target.with_name(f"{target.stem}-{item:04d}{target.suffix}")
         if (other := taken.get(target.absolute(), job.source)) != job.source:
             raise InputError(f"{other} has become {target} already: decode into another folder")
-        make_room(target, overwrite)
+        make_room(target, job.source, overwrite)
         save_media(tokenizer.decode(codes.item(item))[0], target, codes.meta)
         taken[target.absolute()] = job.source
         say(f"{target}: from {codes.counts[item]} tokens")

@@ -12,7 +12,7 @@ import typer
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import read_media
-from mmtok.cli.output import answer, quiet, say, show
+from mmtok.cli.output import answer, quiet, say, show, spoken
 from mmtok.errors import InputError
 from mmtok.table import render
 
@@ -133,7 +133,7 @@ def _ask(pipes: dict[str, Pipeline], sample: Sample) -> Shown:
 def _answers(shown: Shown) -> str:
     lines = [["question", "truth", *SPECS]]
     for (text, truth), given in zip(shown.sample.questions, shown.answers, strict=True):
-        lines.append([text, truth, *(given[name] for name in SPECS)])
+        lines.append([text, truth, *(spoken(given[name]) for name in SPECS)])
     return render(lines, numbers=False)
 
 

@@ -75,7 +75,7 @@ def _encode_file(
     from mmtok.io.mmt import write_codes
     from mmtok.io.mmt_header import check_length
 
-    make_room(job.target, overwrite)
+    make_room(job.target, job.source, overwrite)
     item, meta = load_media(
         job.source,
         kinds=tokenizer.modalities,

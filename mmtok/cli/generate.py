@@ -12,6 +12,7 @@ from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
 from mmtok.cli.output import answer, quiet, say
 from mmtok.errors import InputError
+from mmtok.io.files import check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +81,7 @@ def generate(
 
 
 def _check(out: Path, overwrite: bool, guidance: float, temperature: float, seed: int) -> None:
+    check_name(out)
     if out.suffix.lower() not in _SUFFIXES:
         raise InputError(f"--out must end in {', '.join(_SUFFIXES)}, got {out}")
     if not out.parent.is_dir():

@@ -12,6 +12,7 @@ import typer
 
 from mmtok.cli import output
 from mmtok.errors import InputError
+from mmtok.io.files import check_name, refuse_input
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ def find_files(paths: Sequence[Path], suffixes: Sequence[str]) -> Iterator[tuple
     """(file, its path below the argument that named it), folders searched, in a fixed order.
 
     Raises:
-        InputError: a folder without files of these extensions.
+        InputError: a folder without files of these extensions, or a path too long for any file.
     """
     for path in paths:
-        if not path.is_dir():
+        if not check_name(path).is_dir():
             yield path, Path(path.name)
             continue
         found = [
@@ -60,33 +61,38 @@ def plan_jobs(
         rename: file name of the output from that of the source.
 
     Raises:
-        InputError: nothing to do, or two files would become one.
+        InputError: nothing to do, two files would become one, or one would replace another.
     """
     found = list(find_files(paths, suffixes))
-    if out is not None and out.suffix.lower() in endings and not out.is_dir():
+    if out is not None and check_name(out).suffix.lower() in endings and not out.is_dir():
         if len(found) != 1 or paths[0].is_dir():
             raise InputError(f"--out {out} is one file, expected a folder for many")
         if not out.parent.is_dir():
             raise InputError(f"--out {out}: no such folder as {out.parent}")
+        refuse_input(out, [found[0][0]])
         return [Job(found[0][0], out)]
     jobs = [
         Job(file, (file if out is None else out / below).with_name(rename(file.name)))
         for file, below in found
     ]
     targets: dict[Path, Path] = {}
+    sources = {source.absolute() for source, _ in found}
     for job in jobs:
+        if job.target.suffix.lower() in endings and job.target.absolute() in sources:
+            refuse_input(job.target, [job.target])
         other = targets.setdefault(job.target.absolute(), job.source)
         if other != job.source:
             raise InputError(f"{other} and {job.source} would both become {job.target}")
     return list(dict.fromkeys(jobs))
 
 
-def make_room(target: Path, overwrite: bool) -> None:
+def make_room(target: Path, source: Path, overwrite: bool) -> None:
     """Make the folder of an output file.
 
     Raises:
-        InputError: the file is there already, or its folder cannot be made.
+        InputError: the file is there already, it is the source, or its folder cannot be made.
     """
+    refuse_input(check_name(target), [source])
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists already: pass --overwrite to replace it")
     try:

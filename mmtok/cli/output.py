@@ -26,6 +26,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def spoken(text: str) -> str:
+    """A model's answer as people read it: they see where there is none."""
+    return text if text.strip() else "(empty)"
+
+
 def answer(value: Mapping[str, Any]) -> None:
     """Print one JSON object as one line to stdout. Call it last."""
     print(json.dumps(value, allow_nan=False), flush=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least, check_budget, check_files, read_media
-from mmtok.cli.output import answer, quiet, say, show
+from mmtok.cli.output import answer, quiet, say, show, spoken
+from mmtok.io.files import refuse_input
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,6 +67,7 @@ def _check(media: Sequence[Path], max_new_tokens: int, overlay: Path | None) -> 
         from mmtok.io.overlay import check_picture_path
 
         check_picture_path(overlay)
+        refuse_input(overlay, media)
 
 
 def _draw(
@@ -85,7 +87,7 @@ def _draw(
 def _report(result: Result, media: Sequence[Path], overlay: Path | None, as_json: bool) -> None:
     show(f"\n{result.ledger.table()}")
     if not as_json:
-        print(result.text)
+        print(spoken(result.text))
         return
     answer(
         {

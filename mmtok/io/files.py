@@ -3,12 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 
 from mmtok.errors import InputError
+
+
+def check_name(path: str | PathLike[str]) -> Path:
+    """The path as a `Path`, once the system can say whether something lies there.
+
+    Raises:
+        InputError: a name or path too long, a loop of links, a folder that may not be entered.
+    """
+    file = Path(path)
+    try:
+        file.exists()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be the name of a file ({reason(error)})") from None
+    return file
+
+
+def user_path(name: str | PathLike[str]) -> Path:
+    """The same for what may start with ~, the home of this or of another user.
+
+    Raises:
+        InputError: as in `check_name`.
+    """
+    return check_name(os.path.expanduser(name))
+
+
+def refuse_input(target: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to write over what is read, whichever names or links lead to it.
+
+    Raises:
+        InputError: `target` is one of `inputs`.
+    """
+    for path in inputs:
+        if target.exists() and path.exists() and target.samefile(path):
+            raise InputError(f"{target}: is the input {path} itself, name another file to write")
 
 
 def check_file(path: str | PathLike[str], expected: str) -> Path:
@@ -59,11 +94,13 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
         InputError: it cannot be written.
     """
     file = Path(path)
-    beside = file.with_name(f".{os.getpid()}.{file.name}")
+    # Short, so that it is legal wherever the name itself is.
+    beside = file.with_name(f".{os.getpid()}-{secrets.token_hex(4)}{file.suffix[:16]}")
     try:
         yield beside
         beside.replace(file)
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({reason(error)})") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong before is what to tell of
+            beside.unlink(missing_ok=True)

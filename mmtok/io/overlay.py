@@ -6,7 +6,6 @@ shows the patches, a bright line the border between kept and dropped.
 
 from __future__ import annotations
 
-import os
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from mmtok.errors import InputError
-from mmtok.io.files import reason
+from mmtok.io.files import check_name, reason, replacing
 
 Kept = NDArray[np.bool_]
 
@@ -68,15 +67,9 @@ def save_picture(image: Image.Image, path: str | PathLike[str]) -> Path:
             it cannot be written.
     """
     file = check_picture_path(path)
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
-    try:
+    with replacing(file) as beside:
         kind = _WRITERS[file.suffix.lower()]
-        image.convert("RGB").save(temporary, format=kind, quality=92)
-        temporary.replace(file)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written ({reason(error)})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        image.convert("RGB").save(beside, format=kind, quality=92)
     return file
 
 
@@ -86,7 +79,7 @@ def check_picture_path(path: str | PathLike[str]) -> Path:
     Raises:
         InputError: as in `save_picture`.
     """
-    file = Path(path)
+    file = check_name(path)
     if file.suffix.lower() not in _WRITERS:
         raise InputError(f"{file}: pictures are written as {', '.join(_WRITERS)}, name one of them")
     if file.is_dir() or not file.parent.is_dir():

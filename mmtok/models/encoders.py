@@ -21,6 +21,7 @@ from mmtok.models.families import cells
 from mmtok.models.lvlm import first_line
 from mmtok.models.taps import LayerAttention, tap
 from mmtok.models.weights import pick_device
+from mmtok.options import check_value
 from mmtok.tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Encoder:
             `keys` (B, N, heads * width) and, if the model has a CLS token, `cls_attention` (B, N).
 
         Raises:
-            InputError: pixels of another shape or size than the model takes.
+            InputError: neither of these, or pixels of another shape or size than the model takes.
         """
         pixels = images if isinstance(images, Tensor) else self._prepare(images)
         self._check(pixels)
@@ -74,6 +75,8 @@ class Encoder:
         with torch.no_grad(), watch(self.attention, seen.append):
             features = self.patches(pixels.to(weight.device, weight.dtype))
         height, width = (n // p for n, p in zip(pixels.shape[-2:], self.patch_size, strict=True))
+        if features.shape[1] != height * width:
+            raise _not_a_vit(self.name, self.model)
         batch, device = len(pixels), features.device
         key = seen[-1].key.transpose(1, 2).flatten(2)
         return VisualTokens(
@@ -90,19 +93,31 @@ class Encoder:
         return torch.stack(rows)[:, self.prefix :]
 
     def _prepare(self, images: Any) -> Tensor:
-        several = images if isinstance(images, Sequence) else [images]
+        from PIL.Image import Image
+
+        several = images if isinstance(images, list | tuple) else [images]
         if not several:
             raise InputError(f"{self.name}: no images given")
+        for image in several:
+            if not isinstance(image, Image):
+                raise InputError(
+                    f"{self.name}: takes PIL images (mmtok.io.image.load_image reads files) or "
+                    f"normalised pixels (B, 3, H, W) as a tensor, got {type(image).__name__}"
+                )
         return torch.stack([self.transform(image.convert("RGB")) for image in several])
 
     def _check(self, pixels: Tensor) -> None:
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not len(pixels):
             raise InputError(
                 f"{self.name}: pixels must have shape (B, 3, H, W), got {tuple(pixels.shape)}"
             )
         size = tuple(pixels.shape[-2:])
         if self.image_size is not None and size != self.image_size:
             raise InputError(f"{self.name}: takes images of {self.image_size} pixels, got {size}")
+        left = [n % p or n == 0 for n, p in zip(size, self.patch_size, strict=True)]
+        if self.image_size is None and any(left):
+            of = f"sides that are multiples of {self.patch_size} pixels"
+            raise InputError(f"{self.name}: takes images with {of}, got {size}: resize them")
 
 
 @contextmanager
@@ -160,6 +175,11 @@ def load_encoder(
         InputError: unknown library or model, no weights to be had, or no vision transformer with
             one token per patch (a convolutional or windowed network).
     """
+    check_value("name", name, str)
+    check_value("pretrained", pretrained, bool | str | None)
+    check_value("seed", seed, int)
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed must be an int from 0 to 2**63 - 1, got {seed}")
     library, _, model_name = name.partition(":")
     if library not in _LIBRARIES or not model_name:
         raise InputError(f"{name!r}: an encoder reads timm:<model> or open_clip:<model>")
@@ -176,10 +196,8 @@ def _timm(name: str, model_name: str, pretrained: bool | str | None, options: An
 
     if not timm.is_model(model_name):
         raise _unknown(name, model_name, timm.list_models())
-    try:
+    with _clear_errors(name, pretrained, options):
         model = timm.create_model(model_name, pretrained=bool(pretrained), **options)
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"{name}: no weights to be had: {first_line(error)}") from error
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     asked = {"input_size": (3, *size)} if size else {}
     settings = timm.data.resolve_data_config(asked, model=model)
@@ -189,16 +207,26 @@ def _timm(name: str, model_name: str, pretrained: bool | str | None, options: An
 def _timm_encoder(name: str, model: Any, transform: Callable[[Any], Tensor]) -> Encoder:
     blocks, prefix = getattr(model, "blocks", None), getattr(model, "num_prefix_tokens", None)
     attention = getattr(blocks[-1], "attn", None) if blocks is not None else None
-    if attention is None or prefix is None:
+    embed = getattr(model, "patch_embed", None)
+    if None in (attention, prefix) or not hasattr(embed, "strict_img_size"):
         raise _not_a_vit(name, model)
-    embed = model.patch_embed
+    if not getattr(attention, "fused_attn", False):
+        raise InputError(
+            f"{name}: its attention ({type(attention).__name__}) does not run fused, by torch's "
+            "scaled_dot_product_attention; use a model such as timm:vit_base_patch16_224"
+        )
+    if embed.dynamic_img_pad:
+        raise InputError(
+            f"{name}: dynamic_img_pad makes tokens of padding, which show no picture; expected "
+            "dynamic_img_size alone, and images whose sides are multiples of the patch"
+        )
     return Encoder(
         name=name,
         model=model,
         attention=attention,
         patches=lambda pixels: model.forward_features(pixels)[:, prefix:],
         transform=transform,
-        patch_size=embed.patch_size,
+        patch_size=embed.feat_ratio(as_scalar=False),  # in pixels, behind a network as well
         image_size=tuple(embed.img_size) if embed.strict_img_size else None,
         prefix=prefix,
         has_cls=getattr(model, "cls_token", None) is not None,
@@ -210,12 +238,10 @@ def _open_clip(name: str, model_name: str, pretrained: bool | str | None, option
 
     if model_name not in open_clip.list_models():
         raise _unknown(name, model_name, open_clip.list_models())
-    try:
+    with _clear_errors(name, pretrained, options):
         model = open_clip.create_model(
             model_name, pretrained=pretrained or None, pretrained_text=False, **options
         )
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"{name}: no weights to be had: {first_line(error)}") from error
     tower = model.visual
     settings = open_clip.transform.PreprocessCfg(**tower.preprocess_cfg)
     transform = open_clip.transform.image_transform_v2(settings, is_train=False)
@@ -248,6 +274,17 @@ def _open_clip(name: str, model_name: str, pretrained: bool | str | None, option
 
 
 _LIBRARIES = {"timm": _timm, "open_clip": _open_clip}
+
+
+@contextmanager
+def _clear_errors(name: str, pretrained: bool | str | None, options: Any) -> Iterator[None]:
+    """Whatever a library trips over in making a model, in one line."""
+    try:
+        yield
+    except Exception as error:
+        given = "no weights to be had" if pretrained else "cannot be made"
+        given += f" with {', '.join(options)}" if options else ""
+        raise InputError(f"{name}: {given}: {first_line(error)}") from error
 
 
 def _unknown(name: str, model_name: str, known: Sequence[str]) -> InputError:

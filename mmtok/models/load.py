@@ -5,6 +5,7 @@ Every model is the stock transformers class with its stock processor: no remote 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -12,15 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
+from mmtok.io.files import check_file, user_path
 from mmtok.models.lvlm import LVLM, first_line
 from mmtok.models.zoo import DATA, embedded_names
-from mmtok.options import check_value
+from mmtok.options import check_value, shown
 from mmtok.registry import unknown
 
 if TYPE_CHECKING:
     import torch
 
 _DTYPES = ("float32", "float16", "bfloat16")
+_COUNTS = re.compile(
+    "(hidden|intermediate|out_hidden|(temporal_)?patch|spatial_merge|image|vocab)_size"
+    "|num_(attention_heads|key_value_heads|heads|hidden_layers|channels)"
+    "|head_dim|embed_dim|depth|in_channels|scale_factor|mm_tokens_per_image"
+)
+"""Fields that are at least 1 in every configuration that has them; others may say 0 for none."""
 
 
 def shipped_names() -> tuple[str, ...]:
@@ -44,7 +52,7 @@ def load_config(name: str) -> Any:
         return _read_config(shipped)
     if name in embedded_names():
         return _read_config(DATA / name / "config.json")
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not name or not path.exists():
         known = (*shipped_names(), *embedded_names(), *FAMILIES)
         raise _unknown(name, known, "a model's config.json or the folder of one")
@@ -143,9 +151,9 @@ def published_config(name: str, revision: str | None = None) -> Any:
 
     common = {"revision": revision} if revision else {}
     source = model_folder(name)
-    with _clear_errors(name):
+    with _clear_errors(name, Exception):  # configuration classes raise whatever they trip over
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
-    _check_reads_images(config, name)
+        _check_config(config, name)
     return config
 
 
@@ -157,7 +165,7 @@ def model_folder(name: str) -> str:
     """
     if name in embedded_names():
         return str(DATA / name)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{name}: no config.json in this folder; expected a model's folder")
@@ -179,20 +187,31 @@ def _read_config(path: Path) -> Any:
 
     from transformers import AutoConfig
 
-    if not path.is_file():
-        raise InputError(f"{path}: not found; expected a model's config.json")
+    check_file(path, "a model's config.json")
     try:
         fields = json.loads(path.read_text())
         if not isinstance(fields, dict) or "model_type" not in fields:
             raise ValueError("it names no model_type")
         config = AutoConfig.for_model(**fields)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a model's config.json: {first_line(error)}") from error
-    _check_reads_images(config, str(path))
+        _check_config(config, str(path))
+    except InputError:
+        raise
+    except Exception as error:  # configuration classes raise whatever they trip over
+        raise InputError(f"{path}: not a model's config.json: {_said(error)}") from error
     return config
 
 
-def _check_reads_images(config: Any, name: str) -> None:
+def _said(error: Exception) -> str:
+    """What an error says in one line; the cause of a field's error stands in its second."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    if isinstance(error, StrictDataclassError):
+        return " ".join(str(error).split())[:300]
+    return first_line(error)
+
+
+def _check_config(config: Any, name: str) -> None:
+    """Raises InputError unless the model reads images and has parts of at least 1 of everything."""
     from transformers import AutoModelForImageTextToText
 
     if type(config) not in AutoModelForImageTextToText._model_mapping:
@@ -200,6 +219,19 @@ def _check_reads_images(config: Any, name: str) -> None:
             f"{name}: model_type {config.model_type!r} is not an image-text-to-text model; "
             "expected a vision-language model such as llava or qwen2_5_vl"
         )
+    for field, value in _counts(config.to_dict()):
+        if not value >= 1:
+            raise InputError(f"{name}: {field} must be at least 1, got {shown(value)}")
+
+
+def _counts(fields: dict[str, Any], inside: str = "") -> Iterator[tuple[str, int]]:
+    """The fields that `_COUNTS` tells of, with the parts they are in; of a list, each number."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _counts(value, f"{inside}{name}.")
+        elif _COUNTS.fullmatch(name):
+            several = value if isinstance(value, list | tuple) else [value]
+            yield from ((f"{inside}{name}", one) for one in several if type(one) in (int, float))
 
 
 def _unknown(name: str, known: Sequence[str], place: str = "a model's folder") -> InputError:
@@ -214,7 +246,7 @@ def _looks_like_a_path(name: str) -> bool:
 
 
 @contextmanager
-def _clear_errors(name: str) -> Iterator[None]:
+def _clear_errors(name: str, *more: type[Exception]) -> Iterator[None]:
     """What transformers raises where something is missing or broken, in one line."""
     from safetensors import SafetensorError
 
@@ -222,8 +254,8 @@ def _clear_errors(name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        said = first_line(error).rstrip(".")
+    except (OSError, ValueError, ImportError, SafetensorError, *more) as error:
+        said = _said(error).rstrip(".")
         raise InputError(
             f"cannot load {name!r}: {said}. Check the name and the network, or give "
             "a local folder with config.json, .safetensors and processor files."

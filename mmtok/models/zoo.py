@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mmtok.io.files import check_name, user_path
+
 DATA = Path(__file__).parent / "data"
 
 
@@ -36,9 +38,13 @@ def located(weights: str) -> Path:
 
 
 def folder_of(name: str, beside: Path = Path()) -> Path:
-    """The folder of a model that ships, else the path that `name` is, starting at `beside`."""
+    """The folder of a model that ships, else the path that `name` is, starting at `beside`.
+
+    Raises:
+        InputError: no file can be called so.
+    """
     ships = DATA / name
-    return ships if (ships / "config.json").is_file() else beside / Path(name).expanduser()
+    return ships if check_name(ships / "config.json").is_file() else beside / user_path(name)
 
 
 def embedded_generators() -> tuple[str, ...]:
