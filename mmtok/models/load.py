@@ -192,6 +192,7 @@ def _read_config(path: Path) -> Any:
         fields = json.loads(path.read_text())
         if not isinstance(fields, dict) or "model_type" not in fields:
             raise ValueError("it names no model_type")
+        _check_counts(fields, str(path))  # they divide by some, and say nothing of which
         config = AutoConfig.for_model(**fields)
         _check_config(config, str(path))
     except InputError:
@@ -219,7 +220,11 @@ def _check_config(config: Any, name: str) -> None:
             f"{name}: model_type {config.model_type!r} is not an image-text-to-text model; "
             "expected a vision-language model such as llava or qwen2_5_vl"
         )
-    for field, value in _counts(config.to_dict()):
+    _check_counts(config.to_dict(), name)
+
+
+def _check_counts(fields: dict[str, Any], name: str) -> None:
+    for field, value in _counts(fields):
         if not value >= 1:
             raise InputError(f"{name}: {field} must be at least 1, got {shown(value)}")
 
@@ -229,7 +234,7 @@ def _counts(fields: dict[str, Any], inside: str = "") -> Iterator[tuple[str, int
     for name, value in fields.items():
         if isinstance(value, dict):
             yield from _counts(value, f"{inside}{name}.")
-        elif _COUNTS.fullmatch(name):
+        elif _COUNTS.fullmatch(str(name)):
             several = value if isinstance(value, list | tuple) else [value]
             yield from ((f"{inside}{name}", one) for one in several if type(one) in (int, float))
 
