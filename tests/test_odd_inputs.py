@@ -174,13 +174,13 @@ def test_codes_never_replace_what_they_are_made_of(photo, refused, capsys):
     codes = photo.with_name("codes.png")
     assert main(["encode", str(photo), *tokenizer, "--out", str(photo.parent / "c.mmt")]) == 0
     photo.with_name("c.mmt").rename(codes)
-    assert "is the input" in refused("decode", codes, "--overwrite")
     link = photo.with_name("codes.mmt")
     link.symlink_to(codes)
     held = codes.read_bytes()
-    assert main(["decode", str(link), "--overwrite"]) == 2
-    assert "is the input" in capsys.readouterr().err
-    assert codes.read_bytes() == held
+    for file in (codes, link):
+        assert main(["decode", str(file), "--overwrite"]) == 2
+        assert "is the input" in capsys.readouterr().err
+        assert codes.read_bytes() == held
     bare = codes.rename(photo.with_name("codes"))
     assert main(["decode", str(bare)]) == 0
     assert photo.with_name("codes.png").exists()

@@ -78,7 +78,8 @@ def plan_jobs(
     targets: dict[Path, Path] = {}
     sources = {source.absolute() for source, _ in found}
     for job in jobs:
-        if job.target.suffix.lower() in endings and job.target.absolute() in sources:
+        final = job.target.suffix.lower() in endings and job.target != job.source
+        if final and job.target.absolute() in sources:
             refuse_input(job.target, [job.target])
         other = targets.setdefault(job.target.absolute(), job.source)
         if other != job.source:

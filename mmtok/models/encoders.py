@@ -207,8 +207,8 @@ def _timm(name: str, model_name: str, pretrained: bool | str | None, options: An
 def _timm_encoder(name: str, model: Any, transform: Callable[[Any], Tensor]) -> Encoder:
     blocks, prefix = getattr(model, "blocks", None), getattr(model, "num_prefix_tokens", None)
     attention = getattr(blocks[-1], "attn", None) if blocks is not None else None
-    embed = getattr(model, "patch_embed", None)
-    if None in (attention, prefix) or not hasattr(embed, "strict_img_size"):
+    embed: Any = getattr(model, "patch_embed", None)
+    if attention is None or prefix is None or not hasattr(embed, "strict_img_size"):
         raise _not_a_vit(name, model)
     if not getattr(attention, "fused_attn", False):
         raise InputError(

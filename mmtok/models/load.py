@@ -255,11 +255,12 @@ def _clear_errors(name: str, *more: type[Exception]) -> Iterator[None]:
     """What transformers raises where something is missing or broken, in one line."""
     from safetensors import SafetensorError
 
+    kinds: tuple[type[Exception], ...] = (OSError, ValueError, ImportError, SafetensorError, *more)
     try:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, ImportError, SafetensorError, *more) as error:
+    except kinds as error:
         said = _said(error).rstrip(".")
         raise InputError(
             f"cannot load {name!r}: {said}. Check the name and the network, or give "
