@@ -88,6 +88,12 @@ def test_malformed_configurations(text, said, tmp_path, photo, refused):
         assert said in line
 
 
+def test_a_model_beyond_all_memory(tmp_path, photo, refused):
+    file = tmp_path / "config.json"
+    file.write_text(llava("text_config", hidden_size=10**12))
+    assert "memory does not suffice" in refused("run", photo, *RUN, "--model", file)
+
+
 @pytest.mark.parametrize(("text", "said"), CONFIGS[:8], ids=range(8))
 def test_malformed_configurations_beside_weights(text, said, tmp_path):
     (tmp_path / "config.json").write_text(text)
@@ -109,8 +115,10 @@ def test_real_configurations_are_taken(name, tmp_path):
     [
         ("encode", LONG, "--tokenizer", "patchify(patch=4)"),
         ("encode", "own.jpg", "--tokenizer", "patchify(patch=4)", "--out", LONG),
+        ("encode", "own.jpg", "--tokenizer", f"karl(weights='{LONG}')"),
         ("decode", LONG),
         ("inspect", LONG),
+        ("preprocess", LONG, "--out", "o"),
         ("plan", LONG),
         ("run", "own.jpg", *RUN, "--model", LONG),
         ("run", "own.jpg", "--text", "what?", "--model", LONG),

@@ -14,6 +14,7 @@ from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least
 from mmtok.cli.output import answer, quiet, say
 from mmtok.errors import InputError
+from mmtok.io.files import check_name
 
 if TYPE_CHECKING:
     from mmtok.pruning import Reducer
@@ -84,7 +85,7 @@ def preprocess(
     quiet()
     from mmtok.serving.sources import list_sources
 
-    sources = list_sources(media, column)
+    sources = list_sources(check_name(media), column)
     task = _Task(sources, out, model, dummy, seed, list(reduce), text, frames, fps, device, dtype)
     if dry_run:
         made = task.estimate(job) | (task.measure(job) if measure else {})

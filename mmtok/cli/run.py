@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmtok.cli import options as opt
 from mmtok.cli.checks import at_least, check_budget, check_files, read_media
+from mmtok.cli.items import enough_memory
 from mmtok.cli.output import answer, quiet, say, show, spoken
 from mmtok.io.files import refuse_input
 
@@ -47,7 +48,8 @@ def run(
     with timer.stage("source"):
         images, clips = read_media(media, frames, fps)
     say(f"loading {model} ...")
-    lvlm = load(model, dummy=dummy, device=device, dtype=dtype, seed=seed)
+    with enough_memory(f"{model}: memory does not suffice for this model"):
+        lvlm = load(model, dummy=dummy, device=device, dtype=dtype, seed=seed)
     pipe = Pipeline(lvlm, reducers)
     shots = [clip.frames for clip in clips]
     with timer.stage("source"):

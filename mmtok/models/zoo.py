@@ -33,8 +33,12 @@ def embedded_tokenizers() -> dict[str, str]:
 
 
 def located(weights: str) -> Path:
-    """The folder of a tokenizer that ships, else the path that `weights` is."""
-    return DATA / weights if weights in embedded_tokenizers() else Path(weights)
+    """The folder of a tokenizer that ships, else the path that `weights` is.
+
+    Raises:
+        InputError: no file can be called so.
+    """
+    return DATA / weights if weights in embedded_tokenizers() else check_name(weights)
 
 
 def folder_of(name: str, beside: Path = Path()) -> Path:
