@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
-from mmtok.models.cache_name import is_filled
+from mmtok.models.cache_name import cache_in, is_filled
 from mmtok.models.families import Inputs
 from mmtok.models.pixels import PIXELS
 from mmtok.models.reduction import Reduction
 from mmtok.models.refusals import (
     refuse,
     refuse_behind,
+    refuse_between,
     refuse_encoded,
     refuse_filled,
     refuse_labels,
@@ -96,23 +97,36 @@ def _by_name(function: Callable[..., Any], args: Any, kwargs: Inputs) -> Inputs:
 
 
 def _forward(reduction: Reduction, args: Any, kwargs: Inputs) -> Any:
-    if reduction.generating and reduction.shortened is None and reduction.seams.idle:
-        return None  # nothing is dropped: the steps of `generate` are the stock ones
     if args:
         kwargs = _by_name(reduction.model.forward, args, kwargs)
-    if not reduction.generating:
-        refuse_encoded(kwargs)
+    if reduction.generating:
+        return _while_generating(reduction, kwargs)
+    refuse_encoded(kwargs)
     filled = is_filled(kwargs)
     if not _has_pixels(kwargs):
         if filled:
             return (), reduction.next_step(kwargs)
-        if not kwargs.get("mm_encoder_outputs"):
-            reduction.text_alone(kwargs)
+        reduction.text_alone(kwargs)
         return None
     if filled:
         refuse_behind(reduction)
     refuse_labels(reduction, kwargs)
     return (), reduction.prepare(kwargs, lambda inputs: _forward_positions(reduction, inputs))
+
+
+def _while_generating(reduction: Reduction, kwargs: Inputs) -> Any:
+    """A step of the prompt that `generate` runs, which comes with positions and a mask that fit;
+    or a call that somebody makes in between, which leaves that prompt alone.
+    """
+    if _has_pixels(kwargs):
+        refuse_between(reduction, pixels=True)
+    if not reduction.inside:
+        return None
+    if reduction.cache is None:
+        reduction.cache = cache_in(kwargs)
+    elif cache_in(kwargs) is not reduction.cache:
+        refuse_between(reduction, pixels=False)
+    return ((), reduction.next_step(kwargs)) if is_filled(kwargs) else None
 
 
 def _forward_positions(reduction: Reduction, inputs: Inputs) -> Tensor:
@@ -135,13 +149,17 @@ def generate_positions(model: Any, inputs: Inputs) -> Tensor:
 def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if args:
         kwargs = _by_name(stock, args, kwargs)
+    if reduction.generating:  # an assistant, or a call from a logits processor
+        refuse_between(reduction, pixels=_has_pixels(kwargs))
+        return stock(**kwargs)
     if kwargs.get("inputs") is not None:
         kwargs["input_ids"] = kwargs.pop("inputs")
     refuse_filled(kwargs)
     refuse_encoded(kwargs)
     if not _has_pixels(kwargs):
         reduction.text_alone(kwargs)
-        return stock(**kwargs)
+        with _generating(reduction):
+            return stock(**kwargs)
     refuse(reduction, kwargs)
     prompt = kwargs["input_ids"]
     _count_from(reduction, kwargs, prompt.shape[1])
@@ -150,12 +168,18 @@ def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwa
     short = reduction.prepare(kwargs, lambda inputs: generate_positions(reduction.model, inputs))
     if reduction.contrast:
         short["logits_processor"] = [reduction.contrast, *(kwargs.get("logits_processor") or [])]
+    with _generating(reduction):
+        output = stock(**short)
+    return _restore(output, prompt, short["input_ids"].shape[1])
+
+
+@contextmanager
+def _generating(reduction: Reduction) -> Iterator[None]:
     reduction.generating = True
     try:
-        output = stock(**short)
+        yield
     finally:
-        reduction.generating = False
-    return _restore(output, prompt, short["input_ids"].shape[1])
+        reduction.generating, reduction.cache = False, None
 
 
 def _count_from(reduction: Reduction, inputs: Inputs, original: int) -> None:

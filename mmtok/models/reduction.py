@@ -64,6 +64,7 @@ class Reduction:
         contrast: the second branch of the last prompt, where logits are contrasted.
         shortened: what continues the last prompt, where tokens left in front of the decoder.
         generating: whether `generate` runs, which hands `forward` the features of `prepare`.
+        cache: the KV cache of the prompt that `generate` runs, once its prefill has begun.
 
     Raises:
         InputError: a reducer needs what this family cannot give, or two of them clash.
@@ -81,6 +82,7 @@ class Reduction:
         self.contrast: Contrast | None = None
         self.shortened: Shortened | None = None
         self.generating = False
+        self.cache: Any = None
 
     def prepare(self, inputs: Inputs, positions: Callable[[Inputs], Tensor]) -> Inputs:
         """Encode, reduce, and build the shorter prompt.
@@ -247,6 +249,11 @@ class Reduction:
             0,
         )
         return dict(compact(keep, values))
+
+    @property
+    def inside(self) -> bool:
+        """Whether reducers act on the last prompt inside the language model."""
+        return bool(self.media) and self.seams.inside
 
     @property
     def score_flops(self) -> int:

@@ -37,6 +37,21 @@ def refuse_behind(reduction: Reduction) -> None:
         )
 
 
+def refuse_between(reduction: Reduction, *, pixels: bool) -> None:
+    """InputError where a call in the middle of `generate` would disturb the prompt that runs."""
+    if reduction.inside:
+        raise InputError(
+            "the model was called for another prompt while generate() runs inside reduced(), where "
+            "reducers inside the decoder or its KV cache follow one prompt: use another model "
+            "object, or call it afterwards"
+        )
+    if pixels and not all(r.keeps_all for r in reduction.reducers):
+        raise InputError(
+            "the model was called with pixels while generate() runs inside reduced(), which "
+            "reduces one prompt at a time: use another model object, or call it afterwards"
+        )
+
+
 def refuse_labels(reduction: Reduction, kwargs: Inputs) -> None:
     """InputError where a loss is asked for, but not all labels reach the end of the decoder."""
     decoder = reduction.seams.decoder
@@ -56,7 +71,8 @@ def refuse(reduction: Reduction, kwargs: Inputs) -> None:
     copies = kwargs.get("num_return_sequences") or config.num_return_sequences or 1
     lookup = kwargs.get("prompt_lookup_num_tokens") or config.prompt_lookup_num_tokens
     helped = kwargs.get("assistant_model") or lookup or config.assistant_early_exit
-    inside = reduction.seams.decoder or reduction.seams.cache
+    inside = reduction.seams.inside
+    whole = all(r.keeps_all for r in reduction.reducers)
     if reduction.seams.logits and (max(beams, copies) > 1 or helped):
         raise InputError(
             "beams, several return sequences and assistants do not work with contrasted logits: "
@@ -67,13 +83,18 @@ def refuse(reduction: Reduction, kwargs: Inputs) -> None:
             "assistant_model, prompt_lookup_num_tokens and assistant_early_exit do not work with "
             "dropping inside the decoder or its KV cache: leave them out"
         )
-    if max(beams, copies) > 1 and (inside or reduction.family.flat):
+    if inside and (kwargs.get("guidance_scale") or config.guidance_scale or 1) != 1:
+        raise InputError(
+            "guidance_scale runs a second prompt inside generate(), which does not work with "
+            "dropping inside the decoder or its KV cache: leave it out"
+        )
+    if max(beams, copies) > 1 and (inside or (reduction.family.flat and not whole)):
         way = f"{reduction.model.config.model_type}'s way of passing features, if reduced"
         cause = "dropping inside the decoder or its KV cache" if inside else way
         raise InputError(f"beams and several return sequences do not work with {cause}")
     uses = [kwargs.get("use_cache"), config.use_cache, reduction.model.generation_config.use_cache]
     cached = next((value for value in uses if value is not None), True)
-    if not cached and not all(r.keeps_all for r in reduction.reducers):
+    if not cached and not whole:
         raise InputError(
             "generate() of a reduced prompt needs use_cache=True: without a cache the gaps in the "
             "kept tokens' positions would be taken for the seams of packed sequences"

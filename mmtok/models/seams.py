@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
+from torch import nn
+
 from mmtok.accounting.scopes import Meter
 from mmtok.errors import InputError
 from mmtok.models.cache_calls import Reached
@@ -45,7 +47,7 @@ class Seams:
     ) -> None:
         check_fit(model.config, family, reducers)
         self.tower = _first(r.in_encoder() for r in reducers)
-        decoder = model.get_decoder()
+        self._model, decoder = model, model.get_decoder()
         self.decoder = _decoder_seam(decoder, reducers, meter)
         self.neurons = _neuron_seam(self.decoder, reducers, meter)
         self.cache = _cache_seam(decoder, reducers, self._reached, meter)
@@ -55,13 +57,19 @@ class Seams:
         _check_attention(model.config.vision_config, read or self.tower)
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing acts behind the encoder's output."""
-        return not (self.decoder or self.neurons or self.cache or self.logits)
+    def inside(self) -> bool:
+        """Whether something acts inside the language model."""
+        return bool(self.decoder or self.cache)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Hook the decoder; unhook it whatever happens."""
+        """Hook the decoder; unhook it whatever happens.
+
+        Raises:
+            InputError: compiled code would run past the hooks.
+        """
+        if self.inside:
+            _check_compiled(self._model)
         with ExitStack() as stack:
             # The cache's hooks come last: its masks count what caches hold.
             for seam in (self.decoder, self.neurons, self.cache):
@@ -83,6 +91,28 @@ def _check_attention(config: Any, used: Any) -> None:
             f"a reducer reads or masks attention, which works with SDPA, not {how!r}: "
             "load the model with attn_implementation='sdpa'"
         )
+
+
+def _check_compiled(model: Any) -> None:
+    """Compiled code does not notice hooks that came later, which would silently do nothing."""
+    decoder = model.get_decoder()
+    parts = set(decoder.modules())
+    for module in model.modules():
+        on_the_way = module in parts or any(part is decoder for part in module.modules())
+        if on_the_way and _is_compiled(module):
+            raise InputError(
+                f"{type(module).__name__} is compiled, and compiled code would run past reducers "
+                "inside the decoder or its KV cache: pass the model as it was before "
+                "torch.compile, or a reducer that acts in front of the decoder"
+            )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """By `module.compile()`, by `torch.compile(module)` or by a compiled `forward`."""
+    wrapped = "_orig_mod" in module._modules
+    forward = vars(module).get("forward")
+    by_hand = hasattr(forward, "_torchdynamo_orig_callable")
+    return wrapped or by_hand or module._compiled_call_impl is not None
 
 
 def _first(stages: Iterable[Stage | None]) -> Stage | None:
