@@ -97,9 +97,8 @@ def _check_compiled(model: Any) -> None:
     """Compiled code does not notice hooks that came later, which would silently do nothing."""
     decoder = model.get_decoder()
     parts = set(decoder.modules())
-    for module in model.modules():
-        on_the_way = module in parts or any(part is decoder for part in module.modules())
-        if on_the_way and _is_compiled(module):
+    for module in filter(_is_compiled, model.modules()):
+        if module in parts or any(part is decoder for part in module.modules()):
             raise InputError(
                 f"{type(module).__name__} is compiled, and compiled code would run past reducers "
                 "inside the decoder or its KV cache: pass the model as it was before "
