@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmtok.cli.app import main
 from mmtok.models.cache_name import CACHE_NAMES, cache_name
 from mmtok.models.dummy import tiny_config
 from mmtok.models.families import FAMILIES
@@ -28,14 +29,18 @@ def picture(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def pictures(made: Path, count: int, width: int = 60) -> Path:
+    """A new folder of pictures, named by their numbers."""
+    made.mkdir()
+    for number in range(count):
+        picture(number, width, 48).save(made / f"{number}.png")
+    return made
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Six pictures: two shards of three."""
-    made = tmp_path / "in"
-    made.mkdir()
-    for number in range(6):
-        picture(number, 60, 48).save(made / f"{number}.png")
-    return made
+    return pictures(tmp_path / "in", 6)
 
 
 @cache
@@ -127,3 +132,25 @@ def garments() -> Garments:
         w, h = rng.integers(10, 25, 2)
         image[14 - h // 2 : 14 + h // 2, 14 - w // 2 : 14 + w // 2] = rng.integers(120, 255)
     return Garments.from_arrays(images, np.arange(40) % 10)
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Runs a command that must be refused before any work; returns the line it prints."""
+
+    def contents() -> dict[Path, bytes | None]:
+        return {p: p.read_bytes() if p.is_file() else None for p in tmp_path.rglob("*")}
+
+    def check(*arguments: object) -> str:
+        before = contents()
+        capsys.readouterr()
+        assert main([str(x) for x in arguments]) == 2
+        out, err = capsys.readouterr()
+        lines = [x for x in err.splitlines() if not x.endswith(" ...")]  # progress
+        assert out == ""
+        assert len(lines) == 1
+        assert lines[0].startswith("error: ")
+        assert contents() == before
+        return lines[0]
+
+    return check

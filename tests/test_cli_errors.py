@@ -22,25 +22,6 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@pytest.fixture
-def refused(tmp_path, capsys):
-    """Runs a command that must be refused; returns the line it prints."""
-
-    def check(*arguments: str) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        capsys.readouterr()
-        assert main([str(x) for x in arguments]) == 2
-        out, err = capsys.readouterr()
-        lines = [x for x in err.splitlines() if not x.endswith(" ...")]  # progress
-        assert out == ""
-        assert len(lines) == 1
-        assert lines[0].startswith("error: ")
-        assert sorted(tmp_path.rglob("*")) == before
-        return lines[0]
-
-    return check
-
-
 def bad_file(kind: str, folder: Path) -> Path:
     file = folder / f"{kind}.jpg"
     if kind == "empty":

@@ -27,28 +27,6 @@ VIT = "timm:vit_tiny_patch16_224"
 
 
 @pytest.fixture
-def refused(tmp_path, capsys):
-    """Runs a command that must be refused before any work; returns the line it prints."""
-
-    def contents() -> dict[Path, bytes | None]:
-        return {p: p.read_bytes() if p.is_file() else None for p in tmp_path.rglob("*")}
-
-    def check(*arguments: object) -> str:
-        before = contents()
-        capsys.readouterr()
-        assert main([str(x) for x in arguments]) == 2
-        out, err = capsys.readouterr()
-        lines = [x for x in err.splitlines() if not x.endswith(" ...")]  # progress
-        assert out == ""
-        assert len(lines) == 1
-        assert lines[0].startswith("error: ")
-        assert contents() == before
-        return lines[0]
-
-    return check
-
-
-@pytest.fixture
 def photo(tmp_path) -> Path:
     file = tmp_path / "own.jpg"
     Image.new("RGB", (50, 40), "red").save(file)

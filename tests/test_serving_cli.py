@@ -13,15 +13,12 @@ from pathlib import Path
 import pytest
 
 from mmtok.cli.app import main
-from tests.conftest import picture
+from tests.conftest import pictures
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "in"
-    made.mkdir()
-    for number in range(40):
-        picture(number, 64, 48).save(made / f"{number}.png")
+    made = pictures(tmp_path / "in", 40, 64)
     (made / "bad.png").write_bytes(b"\x89PNG nothing")
     return made
 

@@ -16,18 +16,14 @@ from mmtok.serving.export import export
 from mmtok.serving.recipe import fingerprint
 from mmtok.serving.shards import read_manifest
 from mmtok.serving.verify import verify
-from tests.conftest import picture
+from tests.conftest import pictures
 from tests.test_serving import run, tiny
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Four pictures."""
-    made = tmp_path / "in"
-    made.mkdir()
-    for number in range(4):
-        picture(number, 60, 48).save(made / f"{number}.png")
-    return made
+    return pictures(tmp_path / "in", 4)
 
 
 def test_names_that_are_no_unicode(

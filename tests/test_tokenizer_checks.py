@@ -77,22 +77,23 @@ def test_streams_check_every_piece(spec: str) -> None:
         stream.push(piece)
 
 
-def test_sizes_that_the_weights_do_not_have_are_not_allocated(tmp_path: Path) -> None:
-    CViViT().save(tmp_path)
-    file = tmp_path / "config.json"
+def claim(folder: Path, name: str) -> None:
+    """Save a network whose configuration asks for 2^20 of something."""
+    CViViT().save(folder)
+    file = folder / "config.json"
     said = json.loads(file.read_text())
-    said["mmtok"]["width"] = 2**20
+    said["mmtok"][name] = 2**20
     file.write_text(json.dumps(said))
+
+
+def test_sizes_that_the_weights_do_not_have_are_not_allocated(tmp_path: Path) -> None:
+    claim(tmp_path, "width")
     with pytest.raises(InputError, match="weights of wrong shape"):
         CViViT(weights=str(tmp_path)).to("cpu")
 
 
 def test_layers_that_the_weights_do_not_have_are_not_built(tmp_path: Path) -> None:
-    CViViT().save(tmp_path)
-    file = tmp_path / "config.json"
-    said = json.loads(file.read_text())
-    said["mmtok"]["spatial"] = 2**20
-    file.write_text(json.dumps(said))
+    claim(tmp_path, "spatial")
     began = time.process_time()
     with pytest.raises(InputError, match="asks for more weights than there are"):
         CViViT(weights=str(tmp_path)).to("cpu")
