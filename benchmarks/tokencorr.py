@@ -21,6 +21,7 @@ import mmtok
 from mmtok.accounting.timing import StageTimer
 from mmtok.models.encoder_seam import encode
 from mmtok.models.families import family_of
+from mmtok.models.visual import describe
 from mmtok.pruning.greedy import unit
 from mmtok.pruning.methods.tokencorr import redundant
 from mmtok.training.garments import load_garments
@@ -54,8 +55,10 @@ def keys(pictures: list[Image.Image]) -> Tensor:
     for start in range(0, len(pictures), 20):
         inputs = lvlm.inputs_batch([([p], None, "x") for p in pictures[start : start + 20]])
         with torch.inference_mode():
-            media = encode(lvlm.model, family_of(lvlm.model), inputs, {"keys"}, StageTimer())
-        found.append(media[0].tokens.keys)
+            facts, wants = (lvlm.model, family_of(lvlm.model), inputs), {"keys"}
+            encoded = encode(*facts, wants, StageTimer())
+            [media] = describe(*facts, encoded, wants, StageTimer())
+        found.append(media.tokens.keys)
     return torch.cat(found)
 
 

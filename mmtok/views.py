@@ -21,8 +21,8 @@ from mmtok.models.pixels import PIXELS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmtok.models.encoder_seam import Media
     from mmtok.models.lvlm import LVLM
+    from mmtok.models.visual import Media
     from mmtok.pipeline import Result
 
 

@@ -9,6 +9,7 @@ from mmtok.accounting.timing import StageTimer
 from mmtok.models.encoder_seam import encode
 from mmtok.models.families import FAMILIES
 from mmtok.models.pixels import digest
+from mmtok.models.visual import describe
 from mmtok.pruning import Random, VisualTokens
 from tests.conftest import batch, tiny_model
 
@@ -16,9 +17,9 @@ from tests.conftest import batch, tiny_model
 def tokens_of(case: tuple[str, str], rows: tuple[int, ...]) -> list[VisualTokens]:
     model, _ = tiny_model(case[0])
     with torch.no_grad():
-        media = encode(
-            model, FAMILIES[case[0]], batch(*case, rows), {"draw"}, StageTimer(torch.device("cpu"))
-        )
+        facts, meter = (model, FAMILIES[case[0]], batch(*case, rows)), StageTimer()
+        encoded = encode(*facts, {"draw"}, meter)
+        media = describe(*facts, encoded, {"draw"}, meter)
     return [part.tokens for part in media]
 
 

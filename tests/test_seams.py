@@ -43,6 +43,24 @@ def test_keep_all_is_bit_identical(case: tuple[str, str]) -> None:
         assert torch.equal(model(**batch(*case)).logits, want)
 
 
+def test_tokens_that_nobody_read_are_the_same_afterwards(case: tuple[str, str]) -> None:
+    """`keep=1.0` describes the tower's output when asked; `keep` in tokens while it runs."""
+    model, _ = tiny_model(case[0])
+    beams = {} if family_of(model).flat else {"num_beams": 2}
+    with reduced(model, "random(keep=1.0)") as late:
+        model.generate(**batch(*case), **GREEDY, num_beams=2)  # repeats features in place
+    with reduced(model, "random(keep=1000)") as early:
+        model.generate(**batch(*case), **GREEDY, **beams)
+    assert late.prompt_length == early.prompt_length
+    for ours, other in zip(late.media, early.media, strict=True):
+        assert ours.whole
+        assert other.whole
+        assert torch.equal(ours.tokens.features, other.tokens.features)
+        assert torch.equal(ours.tokens.position, other.tokens.position)
+        for place, want in zip(ours.places, other.places, strict=True):
+            assert torch.equal(place, want)
+
+
 def test_dropping_equals_masking(case: tuple[str, str]) -> None:
     model, _ = tiny_model(case[0])
     inputs = batch(*case)

@@ -9,63 +9,20 @@ from __future__ import annotations
 
 import inspect
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from mmtok.accounting.scopes import Meter
-from mmtok.errors import InputError
-from mmtok.models.facts import known_of
-from mmtok.models.families import Family, Inputs, Layout
-from mmtok.models.pixels import PIXELS, names_of
+from mmtok.models.families import Family, Inputs
+from mmtok.models.pixels import PIXELS
 from mmtok.models.taps import LayerAttention, tap
-from mmtok.models.tower_seam import TowerSeam, open_tower
+from mmtok.models.tower_seam import open_tower
+from mmtok.models.visual import Encoded, Media
 from mmtok.pruning.stages import EncoderStage
-from mmtok.tokens import Selection, VisualTokens
 
 TOWER_OPTION = "interpolate_pos_encoding"  # goes through the encoder's **kwargs to the tower
-
-
-@dataclass(frozen=True)
-class Media:
-    """The visual tokens of one modality, and where their placeholders are.
-
-    Attributes:
-        kind: "image" or "video".
-        output: what the encoder returned.
-        tokens: one item per image or clip.
-        places: per item, (n,) int64 places of its placeholders in the flattened (B*S) prompt.
-        kept: per item, which of the original tokens are still here.
-        deepstack: (items, N, D) features for each of the first decoder layers.
-        score_flops: floating point operations spent on scores so far.
-        tower: how patches merged inside the vision tower, if they did.
-    """
-
-    kind: str
-    output: Any
-    tokens: VisualTokens
-    places: list[Tensor]
-    kept: list[Tensor]
-    deepstack: list[Tensor]
-    score_flops: int = 0
-    tower: TowerSeam | None = None
-
-    def reduce(self, selection: Selection) -> Media:
-        """What is left after a selection among the current tokens."""
-        tokens = self.tokens.gather(selection.indices)
-        rows = selection.made or selection.apply(self.tokens.features)
-        features = pad_sequence(rows, batch_first=True)
-        deep = [pad_sequence(selection.apply(x), batch_first=True) for x in self.deepstack]
-        kept = [k[i] for k, i in zip(self.kept, selection.indices, strict=True)]
-        return replace(self, tokens=replace(tokens, features=features), kept=kept, deepstack=deep)
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing has been dropped."""
-        return all(len(k) == len(p) for k, p in zip(self.kept, self.places, strict=True))
 
 
 def encode(
@@ -75,23 +32,21 @@ def encode(
     wants: set[str],
     meter: Meter,
     stage: EncoderStage | None = None,
-) -> list[Media]:
+) -> list[Encoded]:
     """Run the vision tower on whatever pixels the inputs hold.
 
     Args:
         model: a Hugging Face model with a language head.
         family: its row of the table.
         inputs: keyword arguments of its `forward`, from its own processor.
-        wants: which of {"cls_attention", "cls_joint", "keys"} some method will read; "draw" where
-            one draws by the names of items.
+        wants: as of `describe`.
         meter: told that the stage "encode" runs.
         stage: what to merge inside the tower.
 
     Raises:
-        InputError: merging does not fit these inputs, or placeholders in the prompt and features
-            do not match.
+        InputError: merging does not fit these inputs.
     """
-    media = []
+    found = []
     for kind, key in PIXELS.items():
         if inputs.get(key) is None:
             continue
@@ -99,90 +54,17 @@ def encode(
         known = {*inspect.signature(encoder).parameters, TOWER_OPTION}
         arguments = {name: value for name, value in inputs.items() if name in known}
         heard: list[LayerAttention] = []
-        facts = sorted(wants & family.facts)
         tower = None if stage is None else open_tower(model, family, arguments, kind, stage, meter)
         with ExitStack() as stack:
             stack.enter_context(meter.stage("encode"))
             if tower is not None:
                 stack.enter_context(tower.active())
-            if facts:
+            if wants & family.facts:
                 layers = model.base_model.get_submodule(family.tower)
                 stack.enter_context(tap(layers[-1], heard.append))
             output = encoder(**arguments, return_dict=True)
-        part = _media(model, family, inputs, kind, output, "draw" in wants)
-        if tower is not None:
-            tokens = replace(part.tokens, **tower.merged_tokens())
-            part = replace(part, tokens=tokens, tower=tower)
-        if facts:
-            with meter.stage("reduce.score"):
-                more = known_of(part, model, family, inputs, facts, heard[0])
-                tokens = replace(part.tokens, **more)
-                part = replace(part, tokens=tokens, score_flops=heard[0].flops)
-        media.append(part)
-    return media
-
-
-def _media(model: Any, family: Family, inputs: Inputs, kind: str, output: Any, draw: bool) -> Media:
-    token_id = getattr(model.config, f"{kind}_token_id")
-    placeholder = inputs["input_ids"] == token_id
-    features = _items(model, family, list(output.pooler_output), placeholder)
-    counts = [len(x) for x in features]
-    if sum(counts) != int(placeholder.sum()):
-        raise InputError(
-            f"the prompt has {int(placeholder.sum())} {kind} placeholders for {sum(counts)} "
-            f"{kind} tokens: make the inputs with the model's own processor"
-        )
-    places = torch.split(placeholder.flatten().nonzero().squeeze(1), counts)
-    layout = family.video if kind == "video" else family.image
-    if layout is None:
-        raise InputError(f"{model.config.model_type} reads clips as images: pass pixel_values")
-    layouts = layout(model.base_model, inputs, counts)
-    tokens = VisualTokens(
-        features=pad_sequence(features, batch_first=True),
-        mask=pad_sequence([torch.ones(n, dtype=torch.bool) for n in counts], batch_first=True).to(
-            placeholder.device
-        ),
-        position=pad_sequence([x.position for x in layouts], batch_first=True).to(
-            placeholder.device
-        ),
-        grid=torch.tensor([x.grid for x in layouts], device=placeholder.device),
-        overview=_overview(layouts, counts, placeholder.device),
-        item_ids=names_of(kind, family, places, inputs, layouts, draw),
-    )
-    return Media(
-        kind=kind,
-        output=output,
-        tokens=tokens,
-        places=list(places),
-        kept=[torch.arange(n, device=placeholder.device) for n in counts],
-        deepstack=[
-            pad_sequence(list(layer), batch_first=True) for layer in output.deepstack_features
-        ]
-        if family.deepstack
-        else [],
-    )
-
-
-def _items(model: Any, family: Family, entries: list[Tensor], placeholder: Tensor) -> list[Tensor]:
-    """Group or split the encoder's entries so that each is one item of the budget."""
-    if family.items == "tile":
-        vision = model.config.vision_config
-        side = vision.image_size // vision.patch_size // model.config.scale_factor
-        tiles = [tile for entry in entries for tile in torch.split(entry, side * side)]
-        return [tile for tile in tiles if len(tile)]  # a prompt without images has an empty entry
-    if family.items == "run":
-        edges = torch.nn.functional.pad(placeholder.int(), (1, 1)).diff(dim=1)
-        runs = ((edges < 0).nonzero()[:, 1] - (edges > 0).nonzero()[:, 1]).tolist()
-        flat = torch.cat(entries)
-        return list(torch.split(flat, runs)) if sum(runs) == len(flat) else [flat]
-    return entries
-
-
-def _overview(layouts: list[Layout], counts: list[int], device: torch.device) -> Tensor | None:
-    if not any(x.overview for x in layouts):
-        return None
-    rows = [torch.arange(n) < x.overview for x, n in zip(layouts, counts, strict=True)]
-    return pad_sequence(rows, batch_first=True).to(device)
+        found.append(Encoded(kind, output, heard[0] if heard else None, tower))
+    return found
 
 
 def hand_back(family: Family, media: Media) -> Any:

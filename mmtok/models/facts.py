@@ -14,7 +14,7 @@ from mmtok.models.taps import LayerAttention
 from mmtok.pruning.outliers import joint_attention
 
 if TYPE_CHECKING:
-    from mmtok.models.encoder_seam import Media
+    from mmtok.models.visual import Media
 
 
 def known_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from mmtok.models.cache_calls import check_cache
 from mmtok.models.cache_name import cache_in
+from mmtok.models.choice import choose
 from mmtok.models.continuing import Shortened
 from mmtok.models.encoder_seam import (
     TOWER_OPTION,
-    Media,
     compact,
     encode,
     hand_back,
@@ -26,9 +27,10 @@ from mmtok.models.families import Inputs, family_of
 from mmtok.models.logit_seam import Contrast
 from mmtok.models.pixels import PIXELS
 from mmtok.models.seams import Seams
+from mmtok.models.visual import Encoded, Media, describe
 from mmtok.pruning.base import Reducer, overrides
 from mmtok.pruning.cache import Prompt
-from mmtok.tokens import Query, VisualTokens
+from mmtok.tokens import VisualTokens
 
 if TYPE_CHECKING:
     from mmtok.accounting.scopes import Meter
@@ -57,7 +59,6 @@ class Reduction:
 
     Attributes:
         seams: where in the model the reducers act.
-        media: visual tokens of the last prompt after reduction, one entry per modality.
         prompt_length: tokens of the last prompt after reduction, padding included.
         inputs: keyword arguments the vision tower was run on.
         select_flops: floating point operations spent on selection, in closed form.
@@ -75,7 +76,8 @@ class Reduction:
         self.meter: Meter = meter or _NoMeter()
         self.family = family_of(model)
         self.seams = Seams(model, self.family, self.reducers, self.meter)
-        self.media: list[Media] = []
+        self._encoded: list[Encoded] = []
+        self._media: list[Media] | Callable[[], list[Media]] = []
         self.prompt_length = 0
         self.inputs: Inputs = {}
         self.select_flops = 0
@@ -101,14 +103,16 @@ class Reduction:
         if inside and (cache := cache_in(inputs)) is not None:
             check_cache(cache)
         entered = self.encode(inputs)
+        if entered is None:
+            return self._as_it_came()
         self.contrast = self._second_branch(entered, positions)
         return self.assemble(positions)
 
-    def encode(self, inputs: Inputs) -> list[Media]:
+    def encode(self, inputs: Inputs) -> list[Media] | None:
         """Run the vision tower and the reducers behind it; `media` is what they leave.
 
         Returns:
-            The visual tokens as they left the tower.
+            The visual tokens as they left the tower; None where no reducer looks at them.
         """
         for reducer in self.reducers:
             inputs = reducer.before_encoder(self.model, inputs)
@@ -117,10 +121,40 @@ class Reduction:
         readers = active + [r for r in self.reducers if overrides(r, "on_logits")]
         wants = {name for r in readers for name in r.needs | r.wants}
         wants |= {"draw"} if any(hasattr(r, "seed") for r in active) else set()
-        entered = encode(self.model, self.family, inputs, wants, self.meter, self.seams.tower)
-        self.select_flops = sum(part.tower.flops for part in entered if part.tower)
+        facts = (self.model, self.family, inputs)
+        self._encoded = encode(*facts, wants, self.meter, self.seams.tower)
+        self.select_flops = sum(part.tower.flops for part in self._encoded if part.tower)
+        described = partial(describe, *facts, self._encoded, wants, self.meter)
+        if not readers and self.seams.none:
+            self._media = described
+            return None
+        entered = described()
         self.media = [self._reduce(part, active, inputs) for part in entered]
         return entered
+
+    @property
+    def media(self) -> list[Media]:
+        """Visual tokens of the last prompt after reduction, one entry per modality. Where no
+        reducer looks at them, they are made when somebody asks.
+        """
+        if callable(self._media):
+            self._media = self._media()
+        return self._media
+
+    @media.setter
+    def media(self, media: list[Media]) -> None:
+        """Tokens from elsewhere, for `assemble`."""
+        self._media = media
+
+    def _as_it_came(self) -> Inputs:
+        """The prompt with the tower's outputs in place of pixels."""
+        self.contrast = self.shortened = None
+        self.prompt_length = self.inputs["input_ids"].shape[1]
+        short = {name: value for name, value in self.inputs.items() if name not in _PIXEL_INPUTS}
+        short["mm_encoder_outputs"] = {  # `generate` repeats what it gets, in place
+            part.kind: type(part.output)(**part.output) for part in self._encoded
+        }
+        return short
 
     def assemble(self, positions: Callable[[Inputs], Tensor]) -> Inputs:
         """The shorter prompt that `inputs` and `media` make, as of `prepare`."""
@@ -202,31 +236,9 @@ class Reduction:
 
     def _reduce(self, part: Media, active: list[Reducer], inputs: Inputs) -> Media:
         for reducer in active:
-            query = None
-            if "query" in reducer.needs | reducer.wants:
-                with self.meter.stage("reduce.score"):
-                    query = self._query(part, inputs)
-            with self.meter.stage("reduce.select"):
-                chosen = reducer.select(part.tokens, query)
-                reduced = part.reduce(chosen)
-            spent = chosen.flops
-            self.select_flops += (
-                _select_flops(reducer, part.tokens, query) if spent is None else spent
-            )
-            part = reduced
+            part, spent = choose(reducer, part, self.model, inputs, self.meter)
+            self.select_flops += spent
         return part
-
-    def _query(self, part: Media, inputs: Inputs) -> Query:
-        """The embeddings of the text around each item: its prompt without placeholders."""
-        ids = inputs["input_ids"]
-        text = torch.ones_like(ids, dtype=torch.bool)
-        if inputs.get("attention_mask") is not None:
-            text &= inputs["attention_mask"].bool()
-        for kind in PIXELS:
-            text &= ids != getattr(self.model.config, f"{kind}_token_id", -1)
-        rows = torch.stack([place[0] // ids.shape[1] for place in part.places])
-        embeddings = self.model.get_input_embeddings()(ids.masked_fill(~text, 0))
-        return Query(embeddings=embeddings[rows], mask=text[rows])
 
     def _shorten(
         self, inputs: Inputs, keep: Tensor, positions: Callable[[Inputs], Tensor]
@@ -253,7 +265,7 @@ class Reduction:
     @property
     def inside(self) -> bool:
         """Whether reducers act on the last prompt inside the language model."""
-        return bool(self.media) and self.seams.inside
+        return self.seams.inside and bool(self.media)
 
     @property
     def score_flops(self) -> int:
@@ -275,15 +287,3 @@ class Reduction:
     def visual_tokens(self) -> list[VisualTokens]:
         """The surviving tokens, one entry per modality, features as the decoder reads them."""
         return [part.tokens for part in self.media]
-
-
-def _select_flops(reducer: Reducer, tokens: VisualTokens, query: Query | None) -> int:
-    """Closed form of one selection, over all items."""
-    width = tokens.features.shape[-1]
-    keys = 0 if tokens.keys is None else tokens.keys.shape[-1]
-    counts = tokens.counts.tolist()
-    texts = [0] * len(counts) if query is None else query.mask.sum(1).tolist()
-    return sum(
-        reducer.select_flops(n, width, key_width=keys, text=text)
-        for n, text in zip(counts, texts, strict=True)
-    )

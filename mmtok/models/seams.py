@@ -61,6 +61,11 @@ class Seams:
         """Whether something acts inside the language model."""
         return bool(self.decoder or self.cache)
 
+    @property
+    def none(self) -> bool:
+        """Whether nothing acts on a prompt but what stands before and behind the vision tower."""
+        return not (self.tower or self.inside or self.logits)
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Hook the decoder; unhook it whatever happens.

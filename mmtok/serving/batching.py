@@ -26,8 +26,8 @@ from mmtok.serving.limits import RefusedError
 
 if TYPE_CHECKING:
     from mmtok.accounting.ledger import Ledger
-    from mmtok.models.encoder_seam import Media
     from mmtok.models.lvlm import LVLM
+    from mmtok.models.visual import Media
     from mmtok.pipeline import Pipeline
 
 

@@ -19,8 +19,8 @@ from mmtok.serving.sources import Source
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from mmtok.models.encoder_seam import Media
     from mmtok.models.lvlm import LVLM
+    from mmtok.models.visual import Media
 
 
 CLIP_FACTS = tuple(f.name for f in fields(Clip) if f.name != "frames")

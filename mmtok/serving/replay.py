@@ -18,10 +18,11 @@ from transformers.utils import ModelOutput
 
 from mmtok.errors import InputError
 from mmtok.io.video import Clip
-from mmtok.models.encoder_seam import Media, repack
+from mmtok.models.encoder_seam import repack
 from mmtok.models.families import family_of
 from mmtok.models.reduced import generate_positions
 from mmtok.models.reduction import Reduction
+from mmtok.models.visual import Media
 from mmtok.serving.rows import Row
 from mmtok.tokens import VisualTokens
 
