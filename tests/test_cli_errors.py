@@ -13,13 +13,9 @@ from PIL import Image
 
 from mmtok.cli import listing
 from mmtok.cli.app import main
+from tests.conftest import picture
 
 DUMMY = ["--model", "llava", "--dummy", "--max-new-tokens", "2"]
-
-
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def bad_file(kind: str, folder: Path) -> Path:
@@ -29,7 +25,7 @@ def bad_file(kind: str, folder: Path) -> Path:
     elif kind == "text":
         file.write_text("not a picture")
     elif kind == "truncated":
-        noise(200, 200).save(file)
+        picture(0, 200, 200).save(file)
         file.write_bytes(file.read_bytes()[:3000])
     elif kind == "wide":
         Image.new("RGB", (50_000, 300)).save(file)
@@ -52,7 +48,7 @@ def bad_file(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize("command", ["run", "profile"])
 def test_image_files(command, kind, said, tmp_path, refused):
     good, bad = tmp_path / "good.png", bad_file(kind, tmp_path)
-    noise(50, 50).save(good)
+    picture(0, 50, 50).save(good)
     more = ["--overlay", tmp_path / "o.png"] if command == "run" else []
     line = refused(
         command, good, bad, "--text", "what?", "--model", "llava", "--dummy",
@@ -70,7 +66,7 @@ def bad_video(kind: str, folder: Path) -> Path:
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         container.start_encoding()
         for number in range(0 if options else 20):
-            pixels = np.asarray(noise(64, 48, number))
+            pixels = np.asarray(picture(number, 64, 48))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     if kind == "cut off":
@@ -97,12 +93,12 @@ def test_sampling(options, tmp_path, refused):
 
 @pytest.mark.parametrize("options", [("--frames", "0"), ("--fps", "0"), ("--seed", "-1")])
 def test_options_are_checked_whatever_the_media(options, tmp_path, refused):
-    noise(40, 40).save(file := tmp_path / "good.png")
+    picture(0, 40, 40).save(file := tmp_path / "good.png")
     assert "got" in (line := refused("run", file, "--text", "hi", *DUMMY, *options)) or "0" in line
 
 
 def test_text_that_is_no_unicode(tmp_path, refused):
-    noise(40, 40).save(file := tmp_path / "good.png")
+    picture(0, 40, 40).save(file := tmp_path / "good.png")
     assert "not valid Unicode" in refused("run", file, "--text", "\ud800", *DUMMY)
 
 
@@ -122,7 +118,7 @@ def test_text_that_is_no_unicode(tmp_path, refused):
 )
 def test_specs(spec, said, tmp_path, refused):
     file = tmp_path / "a.png"
-    noise(50, 50).save(file)
+    picture(0, 50, 50).save(file)
     overlay = ("--overlay", tmp_path / "o.png")
     line = refused("run", file, "--text", "what?", *DUMMY, "--reduce", spec, *overlay)
     assert said in line
@@ -131,7 +127,7 @@ def test_specs(spec, said, tmp_path, refused):
 
 def test_more_tokens_than_there_are(tmp_path, refused):
     file = tmp_path / "a.png"
-    noise(50, 50).save(file)
+    picture(0, 50, 50).save(file)
     overlay = ("--overlay", tmp_path / "o.png")
     for command in (["run", *overlay, "--max-new-tokens", "2"], ["profile", "--new-tokens", "2"]):
         line = refused(
@@ -144,7 +140,7 @@ def test_more_tokens_than_there_are(tmp_path, refused):
 
 def test_as_many_tokens_as_there_are(tmp_path, capsys):
     file = tmp_path / "a.png"
-    noise(50, 50).save(file)
+    picture(0, 50, 50).save(file)
     assert main(["run", str(file), "--text", "what?", *DUMMY, "--reduce", "random(keep=36)"]) == 0
 
 
@@ -166,14 +162,14 @@ def test_as_many_tokens_as_there_are(tmp_path, capsys):
 )
 def test_options(arguments, said, tmp_path, refused):
     file = tmp_path / "a.png"
-    noise(50, 50).save(file)
+    picture(0, 50, 50).save(file)
     assert said in refused("run", file, "--text", "what?", *arguments)
 
 
 def test_no_gpu(tmp_path, refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     file = tmp_path / "a.png"
-    noise(50, 50).save(file)
+    picture(0, 50, 50).save(file)
     assert "0 GPUs" in refused("run", file, "--text", "what?", *DUMMY, "--device", "cuda")
     assert "0 GPUs" in refused("demo", "--out", tmp_path / "out", "--device", "cuda")
 
@@ -208,20 +204,20 @@ def test_usage(arguments, capsys):
 
 
 def odd_picture(kind: str, file: Path) -> None:
-    picture = noise(60, 40)
+    some = picture(0, 60, 40)
     if kind == "cmyk":
-        picture.convert("CMYK").save(file.with_suffix(".jpg"))
+        some.convert("CMYK").save(file.with_suffix(".jpg"))
     elif kind == "palette":
-        picture.quantize(16).save(file)
+        some.quantize(16).save(file)
     elif kind == "16-bit":
         values = np.arange(60 * 40, dtype=np.uint16).reshape(40, 60) * 27
         Image.fromarray(values).save(file)
     elif kind == "rotated":
         exif = Image.Exif()
         exif[0x0112] = 6
-        picture.save(file.with_suffix(".jpg"), exif=exif)
+        some.save(file.with_suffix(".jpg"), exif=exif)
     else:
-        noise(1, 1).save(file)
+        picture(0, 1, 1).save(file)
 
 
 @pytest.mark.parametrize("kind", ["cmyk", "palette", "16-bit", "rotated", "1x1"])

@@ -164,6 +164,37 @@ def test_a_pipeline_without_reducers_takes_beams_on_internvl() -> None:
     assert made.new_tokens == [5]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_beams", 2), ("cache_implementation", "static"), ("prompt_lookup_num_tokens", 2)],
+)
+def test_the_models_own_options_count_where_a_call_says_nothing(
+    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a configuration of the call as well, as `generate` fills its gaps from the model's."""
+    model, _ = tiny_model("llava")
+    own = copy.deepcopy(model.generation_config)
+    setattr(own, name, value)
+    monkeypatch.setattr(model, "generation_config", own)
+    config = GenerationConfig(**GREEDY)
+    with reduced(model, "snapkv(keep=0.5)"), pytest.raises(InputError, match="inside the decoder"):
+        model.generate(**batch("llava", "image"), generation_config=config)
+
+
+def test_new_tokens_of_the_model_stand_above_a_max_length_of_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, _ = tiny_model("llava")
+    own = copy.deepcopy(model.generation_config)
+    own.max_new_tokens = own.min_new_tokens = 3
+    monkeypatch.setattr(model, "generation_config", own)
+    inputs = batch("llava", "image")
+    config = GenerationConfig(do_sample=False, max_length=inputs["input_ids"].shape[1] + 7)
+    want = model.generate(**inputs, generation_config=config)
+    with reduced(model, "random(keep=1.0)"):
+        assert torch.equal(model.generate(**inputs, generation_config=config), want)
+
+
 def compile_part(model: Any, part: str) -> None:
     torch._dynamo.reset()
     if part == "forward":

@@ -1,8 +1,7 @@
 """What a measured run hands to `generate`: the caller's options, completed and checked.
 
-An option is looked up where `generate` itself does: in the call, in its generation configuration,
-in the model's. The defaults of a measured run stand above the model's configuration alone, never
-above what the caller says.
+The defaults of a measured run stand above the model's own configuration alone, never above what
+the caller says.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
+from mmtok.models.asked import asked, room
 from mmtok.options import fits, shown
 
 NEW_TOKENS = 32
@@ -30,14 +30,6 @@ _MIXED = {
     "verifies several drafted tokens in one forward",
 )
 """Options whose work falls into rows of the ledger that do not say so."""
-
-
-def asked(model: Any, options: Mapping[str, Any], name: str) -> Any:
-    """What `generate` would read for the option `name`; None where nobody sets it."""
-    if name in options:
-        return options[name]
-    configs = (options.get("generation_config"), model.generation_config)
-    return next((x for c in configs if (x := getattr(c, name, None)) is not None), None)
 
 
 def with_mask(model: Any, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +76,7 @@ def completed(model: Any, options: Mapping[str, Any], prompt: int) -> dict[str, 
     if not _says("max_new_tokens", options, config):
         limit = options.pop("max_length", None)
         limit = getattr(config, "max_length", None) if limit is None else limit
-        more = {"max_new_tokens": NEW_TOKENS if limit is None else _room(limit, prompt)}
+        more = {"max_new_tokens": NEW_TOKENS if limit is None else room(limit, prompt)}
     if not _says("do_sample", options, config):
         more["do_sample"] = False
     if config is None:
@@ -107,14 +99,6 @@ def width(model: Any, options: Mapping[str, Any]) -> int:
 
 def _says(name: str, options: Mapping[str, Any], config: Any) -> bool:
     return name in options or getattr(config, name, None) is not None
-
-
-def _room(limit: Any, prompt: int) -> int:
-    if not fits(limit, int):
-        raise InputError(f"max_length must be an int, got {shown(limit)}")
-    if limit <= prompt:
-        raise InputError(f"max_length {limit} leaves no room behind {prompt} prompt tokens")
-    return int(limit - prompt)
 
 
 def _check(model: Any, options: Mapping[str, Any]) -> None:

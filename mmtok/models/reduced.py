@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmtok.errors import InputError
+from mmtok.models.asked import asked, room
 from mmtok.models.cache_name import cache_in, is_filled
 from mmtok.models.families import Inputs
 from mmtok.models.pixels import PIXELS
@@ -162,7 +163,7 @@ def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwa
             return stock(**kwargs)
     refuse(reduction, kwargs)
     prompt = kwargs["input_ids"]
-    _count_from(reduction, kwargs, prompt.shape[1])
+    _count_from(reduction.model, kwargs, prompt.shape[1])
     if kwargs.get("streamer") is not None:
         kwargs["streamer"] = _WholePrompt(kwargs["streamer"], prompt)
     short = reduction.prepare(kwargs, lambda inputs: generate_positions(reduction.model, inputs))
@@ -182,17 +183,14 @@ def _generating(reduction: Reduction) -> Iterator[None]:
         reduction.generating, reduction.cache = False, None
 
 
-def _count_from(reduction: Reduction, inputs: Inputs, original: int) -> None:
+def _count_from(model: Any, inputs: Inputs, original: int) -> None:
     """`max_length` and `min_length` count the user's own prompt, not the shortened one."""
-    config = inputs.get("generation_config") or reduction.model.generation_config
     for bound in ("max", "min"):
-        new = f"{bound}_new_tokens"
-        limit = inputs.pop(f"{bound}_length", None) or getattr(config, f"{bound}_length", None)
-        if not limit or inputs.get(new) is not None or getattr(config, new, None) is not None:
-            continue
-        if bound == "max" and limit <= original:
-            raise InputError(f"max_length {limit} leaves no room behind {original} prompt tokens")
-        inputs[new] = max(limit - original, 0)
+        length, new = f"{bound}_length", f"{bound}_new_tokens"
+        limit = asked(model, inputs, length)
+        inputs.pop(length, None)
+        if limit and asked(model, inputs, new) is None:
+            inputs[new] = room(limit, original) if bound == "max" else max(limit - original, 0)
 
 
 class _WholePrompt:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from mmtok.errors import InputError
+from mmtok.models.asked import asked
 from mmtok.models.cache_name import is_filled
 from mmtok.models.families import Inputs
 from mmtok.models.reduction import Reduction
@@ -66,11 +69,10 @@ def refuse(reduction: Reduction, kwargs: Inputs) -> None:
     """InputError where `generate` of a prompt with pixels cannot be what was asked for."""
     if kwargs.get("inputs_embeds") is not None or kwargs.get("input_ids") is None:
         raise InputError("reduced() needs input_ids with the model's visual placeholders")
-    config = kwargs.get("generation_config") or reduction.model.generation_config
-    beams = kwargs.get("num_beams") or config.num_beams or 1
-    copies = kwargs.get("num_return_sequences") or config.num_return_sequences or 1
-    lookup = kwargs.get("prompt_lookup_num_tokens") or config.prompt_lookup_num_tokens
-    helped = kwargs.get("assistant_model") or lookup or config.assistant_early_exit
+    option = partial(asked, reduction.model, kwargs)
+    beams, copies = option("num_beams") or 1, option("num_return_sequences") or 1
+    helpers = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+    helped = any(map(option, helpers))
     inside = reduction.seams.inside
     whole = all(r.keeps_all for r in reduction.reducers)
     if reduction.seams.logits and (max(beams, copies) > 1 or helped):
@@ -83,7 +85,7 @@ def refuse(reduction: Reduction, kwargs: Inputs) -> None:
             "assistant_model, prompt_lookup_num_tokens and assistant_early_exit do not work with "
             "dropping inside the decoder or its KV cache: leave them out"
         )
-    if inside and (kwargs.get("guidance_scale") or config.guidance_scale or 1) != 1:
+    if inside and (option("guidance_scale") or 1) != 1:
         raise InputError(
             "guidance_scale runs a second prompt inside generate(), which does not work with "
             "dropping inside the decoder or its KV cache: leave it out"
@@ -92,21 +94,18 @@ def refuse(reduction: Reduction, kwargs: Inputs) -> None:
         way = f"{reduction.model.config.model_type}'s way of passing features, if reduced"
         cause = "dropping inside the decoder or its KV cache" if inside else way
         raise InputError(f"beams and several return sequences do not work with {cause}")
-    uses = [kwargs.get("use_cache"), config.use_cache, reduction.model.generation_config.use_cache]
-    cached = next((value for value in uses if value is not None), True)
-    if not cached and not whole:
+    if option("use_cache") is False and not whole:
         raise InputError(
             "generate() of a reduced prompt needs use_cache=True: without a cache the gaps in the "
             "kept tokens' positions would be taken for the seams of packed sequences"
         )
     if inside:
-        _refuse_caches(kwargs, config)
+        _refuse_caches(option)
 
 
-def _refuse_caches(kwargs: Inputs, config: Any) -> None:
-    chunk = kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None)
-    kind = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
-    if chunk or kind not in (None, "dynamic"):
+def _refuse_caches(option: Callable[[str], Any]) -> None:
+    kind = option("cache_implementation")
+    if option("prefill_chunk_size") or kind not in (None, "dynamic"):
         raise InputError(
             "dropping inside the decoder or its KV cache needs a dynamic cache filled in one "
             "prefill: pass cache_implementation='dynamic' and no prefill_chunk_size"

@@ -1,0 +1,33 @@
+"""Options of `generate`, read as `generate` reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmtok.errors import InputError
+from mmtok.options import fits, shown
+
+
+def asked(model: Any, options: Mapping[str, Any], name: str) -> Any:
+    """What `generate` would read for the option `name`; None where nobody sets it.
+
+    It looks in the call, then in the call's generation configuration, then in the model's.
+    """
+    if name in options:
+        return options[name]
+    configs = (options.get("generation_config"), model.generation_config)
+    return next((x for c in configs if (x := getattr(c, name, None)) is not None), None)
+
+
+def room(limit: Any, prompt: int) -> int:
+    """New tokens that a `max_length` leaves behind a prompt of so many tokens.
+
+    Raises:
+        InputError: none, or the limit is no number.
+    """
+    if not fits(limit, int):
+        raise InputError(f"max_length must be an int, got {shown(limit)}")
+    if limit <= prompt:
+        raise InputError(f"max_length {limit} leaves no room behind {prompt} prompt tokens")
+    return int(limit - prompt)
