@@ -1,9 +1,9 @@
 """What `keep=1.0` costs in wall time over the stock `generate`, as a ratio in one run.
 
-    python benchmarks/keep_all.py [--repeats 100]
+    python benchmarks/keep_all.py [--repeats 300]
 
 The cost is fixed, a fraction of a millisecond per prompt, so the embedded model is the hard case; a
-real size runs a twentieth as often.
+real size runs a hundredth as often.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def alternate(stock: Callable[[], Any], kept: Callable[[], Any], rounds: int) ->
 
 
 def measured(name: str, repeats: int) -> np.ndarray:
-    """Milliseconds of both, (rounds, 2); a real size gets a twentieth of the rounds."""
+    """Milliseconds of both, (rounds, 2); a real size gets a hundredth of the rounds."""
     dummy = name != "tiny"
     lvlm = mmtok.load(name, dummy=dummy, device="cpu")
     inputs = lvlm.inputs([Image.effect_noise((448, 448), 60).convert("RGB")], "What is this?")
@@ -51,14 +51,14 @@ def measured(name: str, repeats: int) -> np.ndarray:
         with mmtok.reduced(lvlm.model, "todre(keep=1.0)"):
             lvlm.model.generate(**options)
 
-    rounds = max(repeats // 20, 3) if dummy else repeats
+    rounds = max(repeats // 100, 3) if dummy else repeats
     return alternate(partial(lvlm.model.generate, **options), kept, rounds)
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=300)
     parser.add_argument("--model", nargs="+", choices=CASES, default=list(CASES))
     args = parser.parse_args()
     head = ["model", "threads", "stock ms", "keep=1.0 ms", "median ratio", "p10", "p90"]
