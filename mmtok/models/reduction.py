@@ -27,7 +27,7 @@ from mmtok.models.families import Inputs, family_of
 from mmtok.models.logit_seam import Contrast
 from mmtok.models.pixels import PIXELS
 from mmtok.models.seams import Seams
-from mmtok.models.visual import Encoded, Media, describe
+from mmtok.models.visual import Media, describe
 from mmtok.pruning.base import Reducer, overrides
 from mmtok.pruning.cache import Prompt
 from mmtok.tokens import VisualTokens
@@ -76,7 +76,7 @@ class Reduction:
         self.meter: Meter = meter or _NoMeter()
         self.family = family_of(model)
         self.seams = Seams(model, self.family, self.reducers, self.meter)
-        self._encoded: list[Encoded] = []
+        self._outputs: dict[str, Any] = {}
         self._media: list[Media] | Callable[[], list[Media]] = []
         self.prompt_length = 0
         self.inputs: Inputs = {}
@@ -122,9 +122,10 @@ class Reduction:
         wants = {name for r in readers for name in r.needs | r.wants}
         wants |= {"draw"} if any(hasattr(r, "seed") for r in active) else set()
         facts = (self.model, self.family, inputs)
-        self._encoded = encode(*facts, wants, self.meter, self.seams.tower)
-        self.select_flops = sum(part.tower.flops for part in self._encoded if part.tower)
-        described = partial(describe, *facts, self._encoded, wants, self.meter)
+        encoded = encode(*facts, wants, self.meter, self.seams.tower)
+        self._outputs = {part.kind: part.output for part in encoded}
+        self.select_flops = sum(part.tower.flops for part in encoded if part.tower)
+        described = partial(describe, *facts, encoded, wants, self.meter)
         if not readers and self.seams.none:
             self._media = described
             return None
@@ -152,7 +153,7 @@ class Reduction:
         self.prompt_length = self.inputs["input_ids"].shape[1]
         short = {name: value for name, value in self.inputs.items() if name not in _PIXEL_INPUTS}
         short["mm_encoder_outputs"] = {  # `generate` repeats what it gets, in place
-            part.kind: type(part.output)(**part.output) for part in self._encoded
+            kind: type(output)(**output) for kind, output in self._outputs.items()
         }
         return short
 
@@ -225,6 +226,7 @@ class Reduction:
     def text_alone(self, inputs: Inputs) -> None:
         """A prompt without pixels passes by: nothing to reduce, no state of an earlier one."""
         self.media, self.inputs, self.select_flops = [], inputs, 0
+        self._outputs = {}
         self.contrast = self.shortened = None
         self.prompt_length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         if self.seams.decoder:
