@@ -10,8 +10,9 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -134,6 +135,12 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: anything but a name with literal keyword arguments.
     """
+    name, arguments = _read(spec)
+    return name, deepcopy(arguments)  # what a caller does to a list stays with that caller
+
+
+@lru_cache(maxsize=256)
+def _read(spec: str) -> tuple[str, dict[str, Any]]:
     wrong = InputError(
         f"cannot read spec {spec!r}: expected name or name(argument=value, ...), "
         "for example todre(keep=0.1)"

@@ -58,6 +58,11 @@ class FrameFusion(Reducer):
         self.check_number("similarity", -1, 1, above=True)
         self.check_number("least", 0, 1, above=True)
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing leaves: with `cost`, something does."""
+        return self.cost is None and super().keeps_all
+
     def in_decoder(self, layers: int) -> list[DecoderStage]:
         """One stage in front of every layer but the first; none if all is kept.
 
@@ -69,7 +74,7 @@ class FrameFusion(Reducer):
                 f"framefusion: cost={self.cost!r} cannot be met by {layers} layers, of which two "
                 f"may read all tokens: it must be above {2 / layers:.3f}"
             )
-        if self.cost is None and self.keeps_all:
+        if self.keeps_all:
             return []
         reads = frozenset[Reads]({"attention"})
         return [

@@ -247,6 +247,11 @@ def test_framefusion_merges_no_more_than_the_budget() -> None:
     assert len(last.rule(prompt(0)).indices[0]) == 5
 
 
+def test_framefusion_with_a_cost_does_not_keep_all() -> None:
+    assert FrameFusion(keep=1.0).keeps_all
+    assert not FrameFusion(keep=1.0, cost=0.8).keeps_all
+
+
 def test_framefusion_meets_its_cost() -> None:
     assert tokens_to_keep(100, [100], 100, 0.5, 8) == 43  # 100 + 7 x 43 = 401
     assert tokens_to_keep(100, [100, 60], 60, 0.5, 8) == 40

@@ -16,6 +16,7 @@ from mmtok.io.video import load_video
 from mmtok.models.cache_name import cache_in
 from mmtok.models.dummy import tiny_config
 from mmtok.models.lvlm import LVLM
+from mmtok.pipeline import Result
 from tests.conftest import batch, picture, tiny_model
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False}
@@ -78,9 +79,18 @@ def test_downsample_makes_any_grid(family: str, keep: float) -> None:
     )
     n = 36 if family == "llava" else 16
     kept = out.ledger.meta["visual_tokens"]["out"]
+    whole = Pipeline(lvlm(family)).generate([picture(1, 90, 50)], "hi", **GREEDY)
+    assert out.ledger.meta["visual_tokens"]["in"] == n
+    assert prefilled(out) == prefilled(whole) - n + kept
     assert 1 <= kept <= max(keep * n + 0.5 if isinstance(keep, float) else min(keep, n), 1)
     both = Pipeline(lvlm(family), [f"downsample(keep={keep})", "stride(keep=0.5)"])
-    both.generate([picture(1, 90, 50)], "hi", **GREEDY)
+    twice = both.generate([picture(1, 90, 50)], "hi", **GREEDY)
+    assert prefilled(twice) == twice.reduction.prompt_length
+
+
+def prefilled(result: Result) -> int | None:
+    """Tokens that the decoder read first, by the ledger."""
+    return next(row.tokens_in for row in result.ledger.stages if row.stage == "prefill")
 
 
 def test_max_length_counts_the_whole_prompt_wherever_it_is_set() -> None:

@@ -134,6 +134,7 @@ class _Silent:
         ("prompt_lookup_num_tokens", 2),
         ("assistant_early_exit", 1),
         ("use_cache", False),
+        ("cache_implementation", "static"),
     ],
 )
 @pytest.mark.parametrize("where", ["options", "config", "model"])

@@ -164,6 +164,36 @@ def test_a_pipeline_without_reducers_takes_beams_on_internvl() -> None:
     assert made.new_tokens == [5]
 
 
+@pytest.mark.parametrize("spec", ["random(keep=1.0)", "stride(keep=0.5)"])
+def test_generate_records_no_gradients_where_weights_want_them(spec: str) -> None:
+    """As the stock method; `forward` does."""
+    model, saved = copy.deepcopy(tiny_model("llava")[0]).requires_grad_(True), []
+
+    def note(x: Tensor) -> Tensor:
+        saved.append(x.shape)
+        return x
+
+    notes = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
+    with notes, reduced(model, spec) as reduction:
+        model.generate(**batch("llava", "image"), **GREEDY)
+        assert not saved
+        assert not reduction.visual_tokens[0].features.requires_grad
+        model(**batch("llava", "image")).logits.sum().backward()
+    assert saved
+    assert model.model.vision_tower.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_tokens_do_not_follow_inputs_that_were_filled_anew() -> None:
+    model, _ = tiny_model("llava")
+    inputs = batch("llava", "image")
+    inputs = inputs | {"input_ids": inputs["input_ids"].clone()}
+    want = (inputs["input_ids"] == model.config.image_token_id).flatten().nonzero().squeeze(1)
+    with reduced(model, "random(keep=1.0)") as reduction:
+        model.generate(**inputs, **GREEDY)
+        inputs["input_ids"].fill_(5)
+    assert torch.equal(torch.cat(reduction.media[0].places), want)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("num_beams", 2), ("cache_implementation", "static"), ("prompt_lookup_num_tokens", 2)],

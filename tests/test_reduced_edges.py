@@ -65,7 +65,8 @@ def test_dropping_in_the_decoder_needs_a_dynamic_cache_and_one_prefill(
         for run in (model, model.generate):
             with pytest.raises(InputError, match="dynamic cache on the device, got StaticCache"):
                 run(**inputs, **{name: static})
-        model.generate(**inputs, **GREEDY, cache_implementation="dynamic")
+        for kind in ("dynamic", "hybrid"):  # `generate` takes both for one
+            model.generate(**inputs, **GREEDY, cache_implementation=kind)
 
 
 @pytest.mark.parametrize("name", ["snapkv", "sentencekv"])

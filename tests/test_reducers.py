@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mmtok import InputError
 from mmtok.pruning import Query, ToDRE, VisualTokens, build, registry
 from mmtok.pruning.greedy import greedy_diverse
+from mmtok.registry import parse_spec
 from tests.matrix import BUDGETED, REDUCERS, SELECTORS, SPECS
 
 
@@ -123,6 +124,12 @@ def test_wrong_budgets_are_refused(spec: str, keep: object) -> None:
 def test_the_canonical_spec_builds_the_same_object(spec: str) -> None:
     reducer = build(spec.format(keep=0.3))[0]
     assert build(reducer.spec) == [reducer]
+
+
+def test_two_readings_of_a_spec_share_nothing() -> None:
+    first, second = (parse_spec("pyramiddrop(layers=[2, 4])")[1] for _ in range(2))
+    first["layers"].append(6)
+    assert second == {"layers": [2, 4]} == parse_spec("pyramiddrop(layers=[2, 4])")[1]
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,11 @@ def _check(model: Any, options: Mapping[str, Any]) -> None:
             raise InputError(f"{name} must be an int of at least 1, got {shown(value)}")
     if asked(model, options, "use_cache") is False:
         raise InputError("a pipeline measures the KV cache: use_cache=False does not fit")
+    if (kind := asked(model, options, "cache_implementation")) not in (None, "dynamic"):
+        raise InputError(
+            f"a pipeline measures a KV cache that holds what was read, no more: "
+            f"cache_implementation must be 'dynamic' or left out, got {shown(kind)}"
+        )
     for name, why in _MIXED.items():
         value = asked(model, options, name)
         off = value is None or value is False or (name == "guidance_scale" and value == 1)

@@ -124,6 +124,7 @@ def ledger(
 
 def _meta(lvlm: LVLM, spec: str, done: Pass) -> dict[str, Any]:
     """What was run on what; positions only where the prompt has more than the model knows."""
+    prompt, entered, seen, kept = _counts(done)
     meta: dict[str, Any] = {
         "model": lvlm.name,
         "reduce": spec,
@@ -131,10 +132,7 @@ def _meta(lvlm: LVLM, spec: str, done: Pass) -> dict[str, Any]:
         "dtype": str(lvlm.dtype).removeprefix("torch."),
         "prompts": len(done.sequences),
         "new_tokens": done.new_tokens,
-        "visual_tokens": {
-            "in": sum(n for _, n, _ in done.reduction.tokens),
-            "out": sum(k for _, _, k in done.reduction.tokens),
-        },
+        "visual_tokens": {"in": seen + prompt - entered, "out": kept},
     }
     known = getattr(lvlm.config.get_text_config(), "max_position_embeddings", None)
     last = done.last_position
@@ -143,11 +141,20 @@ def _meta(lvlm: LVLM, spec: str, done: Pass) -> dict[str, Any]:
     return meta
 
 
+def _counts(done: Pass) -> tuple[int, int, int, int]:
+    """Tokens of the prompts as they were made and with the pictures the tower saw, and visual ones
+    that left the tower and the reducers behind it. Over the whole batch, without padding.
+    """
+    prompt, entered = (
+        int(inputs["attention_mask"].sum()) for inputs in (done.inputs, done.reduction.inputs)
+    )
+    items = done.reduction.tokens
+    return prompt, entered, sum(n for _, n, _ in items), sum(k for _, _, k in items)
+
+
 def _tokens(done: Pass) -> dict[str, tuple[int | None, int | None]]:
     """Tokens in and out of each stage, over the whole batch."""
-    seen = sum(n for _, n, _ in done.reduction.tokens)
-    kept = sum(k for _, _, k in done.reduction.tokens)
-    prompt = int(done.inputs["attention_mask"].sum())
+    prompt, entered, seen, kept = _counts(done)
     batch = done.rows
     other = done.reduction.contrast
     second = 0 if other is None else int(other.prompt["attention_mask"].sum())
@@ -157,7 +164,7 @@ def _tokens(done: Pass) -> dict[str, tuple[int | None, int | None]]:
         "encode": (None, seen),
         "reduce.score": (seen, seen),
         "reduce.select": (seen, kept),
-        "prefill": ((prompt - seen + kept) * done.width, batch),
+        "prefill": ((entered - seen + kept) * done.width, batch),
         "decode": (steps, steps),
         "decode.contrast": (second + steps, batch + steps),
     }

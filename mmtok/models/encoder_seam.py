@@ -8,9 +8,7 @@ token that stays keeps its original position id.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -53,7 +51,7 @@ def encode(
         if inputs.get(key) is None:
             continue
         encoder = getattr(model.base_model, f"get_{kind}_features")
-        known = _parameters(getattr(encoder, "__func__", encoder))
+        known = {*inspect.signature(encoder).parameters, TOWER_OPTION}
         arguments = {name: value for name, value in inputs.items() if name in known}
         heard: list[LayerAttention] = []
         tower = None if stage is None else open_tower(model, family, arguments, kind, stage, meter)
@@ -67,12 +65,6 @@ def encode(
             output = encoder(**arguments, return_dict=True)
         found.append(Encoded(kind, output, heard[0] if heard else None, tower))
     return found
-
-
-@lru_cache(maxsize=64)
-def _parameters(encoder: Callable[..., Any]) -> frozenset[str]:
-    """What the encoder takes by name. Reading a signature takes a while."""
-    return frozenset(inspect.signature(encoder).parameters) | {TOWER_OPTION}
 
 
 def hand_back(family: Family, media: Media) -> Any:

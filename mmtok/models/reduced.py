@@ -39,7 +39,8 @@ def reduced(
 
     `model.generate(**inputs)` returns sequences that begin with the user's own prompt;
     `model(**inputs)` returns logits of the kept positions. The model's code, its attention
-    implementation and its weights are untouched, and every hook is gone afterwards.
+    implementation and its weights are untouched, and every hook is gone afterwards. One prompt, or
+    one batch, at a time: threads need a model object each.
 
     Args:
         model: a Hugging Face image-text-to-text model of a family mmtok knows.
@@ -147,6 +148,7 @@ def generate_positions(model: Any, inputs: Inputs) -> Tensor:
     return positions
 
 
+@torch.no_grad()  # as the stock method: the tower runs here, and must not record its graph
 def _generate(reduction: Reduction, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if args:
         kwargs = _by_name(stock, args, kwargs)

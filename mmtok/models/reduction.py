@@ -125,11 +125,11 @@ class Reduction:
         encoded = encode(*facts, wants, self.meter, self.seams.tower)
         self._outputs = {part.kind: part.output for part in encoded}
         self.select_flops = sum(part.tower.flops for part in encoded if part.tower)
-        described = partial(describe, *facts, encoded, wants, self.meter)
         if not readers and self.seams.none:
-            self._media = described
+            facts = (self.model, self.family, _apart(inputs))
+            self._media = partial(describe, *facts, encoded, wants, self.meter)
             return None
-        entered = described()
+        entered = describe(*facts, encoded, wants, self.meter)
         self.media = [self._reduce(part, active, inputs) for part in entered]
         return entered
 
@@ -289,3 +289,11 @@ class Reduction:
     def visual_tokens(self) -> list[VisualTokens]:
         """The surviving tokens, one entry per modality, features as the decoder reads them."""
         return [part.tokens for part in self.media]
+
+
+def _apart(inputs: Inputs) -> Inputs:
+    """Copies of all tensors but pixels, which the caller may fill anew before they are read."""
+    return {
+        name: value.clone() if isinstance(value, Tensor) and name not in _PIXEL_INPUTS else value
+        for name, value in inputs.items()
+    }

@@ -71,7 +71,7 @@ def refuse(reduction: Reduction, kwargs: Inputs) -> None:
         raise InputError("reduced() needs input_ids with the model's visual placeholders")
     option = partial(asked, reduction.model, kwargs)
     beams, copies = option("num_beams") or 1, option("num_return_sequences") or 1
-    helpers = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+    helpers = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
     helped = any(map(option, helpers))
     inside = reduction.seams.inside
     whole = all(r.keeps_all for r in reduction.reducers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def build(reduce: str | Reducer | Sequence[str | Reducer] | None) -> list[Reduce
     if not isinstance(reduce, str | Reducer | Sequence):
         raise InputError(f"reduce must be a spec, a reducer or a list of them, got {reduce!r}")
     items = [reduce] if isinstance(reduce, str | Reducer) else list(reduce)
-    reducers = [_made(item) if isinstance(item, str) else item for item in items]
+    reducers = [registry.build(item) if isinstance(item, str) else item for item in items]
     for place, reducer in enumerate(reducers):
         if not isinstance(reducer, Reducer):
             raise InputError(f"a reducer must be a spec or a Reducer, got {reducer!r}")
@@ -52,12 +51,6 @@ def build(reduce: str | Reducer | Sequence[str | Reducer] | None) -> list[Reduce
                 f"{reducer.name} merges inside the vision tower: put it before {behind[0]}"
             )
     return reducers
-
-
-@lru_cache(maxsize=256)
-def _made(spec: str) -> Any:
-    """Reducers are frozen and know of no run, so that every call of a spec can share one."""
-    return registry.build(spec)
 
 
 def __getattr__(name: str) -> Any:
