@@ -41,7 +41,10 @@ def llava(part: str = "", **changed: Any) -> str:
 
 
 CONFIGS = [
-    (llava("text_config", hidden_size="64"), "'hidden_size' expected int, got str"),
+    (
+        llava("text_config", hidden_size="64"),
+        "text_config.hidden_size must be at least 1, got '64'",
+    ),
     (llava("text_config", hidden_size=float("nan")), "hidden_size"),
     (llava(text_config=[1]), "Field 'text_config'"),
     (llava(text_config={"model_type": "doesnotexist"}), "doesnotexist"),
@@ -68,7 +71,7 @@ def test_malformed_configurations(text, said, tmp_path, photo, refused):
 
 def test_a_model_beyond_all_memory(tmp_path, photo, refused):
     file = tmp_path / "config.json"
-    file.write_text(llava("text_config", hidden_size=10**12))
+    file.write_text(llava("text_config", hidden_size=10**8))
     assert "memory does not suffice" in refused("run", photo, *RUN, "--model", file)
 
 

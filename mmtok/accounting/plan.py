@@ -67,16 +67,21 @@ def plan(
         )
     from mmtok.models.families import FAMILIES
     from mmtok.models.fit import check_fit
+    from mmtok.models.outside import usable
     from mmtok.pruning import build
 
     config = _config(model)
-    media = planned(config, size=image_size, images=images, frames=frames)
-    ask = _Ask(config, media, text_tokens, new_tokens, dtype, logits)
     reducers = build(reduce)
-    check_fit(config, FAMILIES[config.model_type], reducers)
+    given = isinstance(model, str | Path)
+    with usable(str(model) if given else f"the {config.model_type} configuration given"):
+        media = planned(config, size=image_size, images=images, frames=frames)
+        ask = _Ask(config, media, text_tokens, new_tokens, dtype, logits)
+        check_fit(config, FAMILIES[config.model_type], reducers)
+        baseline, reduced = _cost(ask, []), _cost(ask, reducers)
+        largest = {"largest_item": max(_before_encoder(ask, reducers).items)}
     name = model if isinstance(model, str) else config.model_type
-    meta = {"model": name, "reduce": [r.spec for r in reducers]} | ask.assumed()
-    return Plan(baseline=_cost(ask, []), reduced=_cost(ask, reducers), meta=meta)
+    meta = {"model": name, "reduce": [r.spec for r in reducers]} | ask.assumed() | largest
+    return Plan(baseline=baseline, reduced=reduced, meta=meta)
 
 
 @dataclass(frozen=True)

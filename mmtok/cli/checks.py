@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from mmtok.io.video import Clip
     from mmtok.models.reduction import Reduction
+    from mmtok.pruning import Reducer
 
 
 def at_least(option: str, value: int, least: int = 1) -> None:
@@ -64,10 +65,19 @@ def check_budget(reduction: Reduction) -> None:
     Raises:
         InputError: an int `keep` is larger than the tokens of every item.
     """
+    most = max((before for _, before, _ in reduction.tokens), default=0)
+    check_keep(reduction.reducers, most)
+
+
+def check_keep(reducers: Sequence[Reducer], most: int) -> None:
+    """Refuse a number of tokens above the `most` that the largest image or clip has.
+
+    Raises:
+        InputError: an int `keep` is larger.
+    """
     from mmtok.pruning.base import overrides
 
-    most = max((before for _, before, _ in reduction.tokens), default=0)
-    for reducer in reduction.reducers:
+    for reducer in reducers:
         keep = reducer.keep
         if isinstance(keep, int) and keep > most and overrides(reducer, "after_encoder"):
             raise InputError(

@@ -65,13 +65,15 @@ def demo(
     """Show a scene and a clip, all tokens beside a tenth."""
     quiet()
     from mmtok import Pipeline, load
+    from mmtok.models.outside import usable
     from mmtok.models.weights import pick_device
 
     pick_device(device)
-    _make_folder(out)
     lvlm = load(model, dummy=dummy, device=device)
     pipes = {name: Pipeline(lvlm, spec) for name, spec in SPECS.items()}
-    found = {name: _ask(pipes, sample) for name, sample in samples().items()}
+    _make_folder(out)  # once there is a model, and before the minutes it may take to answer
+    with usable(model if dummy else None):
+        found = {name: _ask(pipes, sample) for name, sample in samples().items()}
     for name, shown in found.items():
         show(f"\n{name}: {shown.sample.file.name}\n")
         show(_answers(shown))

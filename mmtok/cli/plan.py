@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mmtok.cli import options as opt
+from mmtok.cli.checks import check_keep
 from mmtok.cli.output import answer, quiet, show
 from mmtok.errors import InputError
 
@@ -32,10 +33,12 @@ def plan(
     size = _size(image_size)
     quiet()
     from mmtok import plan as make_plan
+    from mmtok.pruning import build
 
+    reducers = build(reduce)
     made = make_plan(
         model,
-        reduce=reduce,
+        reduce=reducers,
         text_tokens=text_tokens,
         image_size=size,
         frames=frames,
@@ -43,6 +46,7 @@ def plan(
         dtype=dtype,
         new_tokens=new_tokens,
     )
+    check_keep(reducers, made.meta["largest_item"])
     show(made.table())
     if as_json:
         answer(made.to_dict())

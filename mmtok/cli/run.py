@@ -40,6 +40,7 @@ def run(
     quiet()
     from mmtok import Pipeline, load
     from mmtok.accounting.timing import StageTimer
+    from mmtok.models.outside import usable
     from mmtok.models.weights import pick_device
     from mmtok.pruning import build
 
@@ -48,13 +49,16 @@ def run(
     with timer.stage("source"):
         images, clips = read_media(media, frames, fps)
     say(f"loading {model} ...")
-    with enough_memory(f"{model}: memory does not suffice for this model"):
+    with (
+        enough_memory(f"{model}: memory does not suffice for this model"),
+        usable(model if dummy else None),
+    ):
         lvlm = load(model, dummy=dummy, device=device, dtype=dtype, seed=seed)
-    pipe = Pipeline(lvlm, reducers)
+        pipe = Pipeline(lvlm, reducers)
+        with timer.stage("source"):
+            inputs = lvlm.inputs_batch([(images, clips, text)])
+        result = pipe.run(inputs, timer=timer, count=not no_count, max_new_tokens=max_new_tokens)
     shots = [clip.frames for clip in clips]
-    with timer.stage("source"):
-        inputs = lvlm.inputs_batch([(images, clips, text)])
-    result = pipe.run(inputs, timer=timer, count=not no_count, max_new_tokens=max_new_tokens)
     check_budget(result.reduction)
     if overlay is not None:
         _draw(lvlm, result, images, shots, overlay)

@@ -5,7 +5,6 @@ Every model is the stock transformers class with its stock processor: no remote 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -14,21 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from mmtok.errors import InputError
 from mmtok.io.files import check_file, user_path
-from mmtok.models.lvlm import LVLM, first_line
+from mmtok.models.lvlm import LVLM
+from mmtok.models.outside import check_counts, said, usable
 from mmtok.models.zoo import DATA, embedded_names
-from mmtok.options import check_value, shown
+from mmtok.options import check_value
 from mmtok.registry import unknown
 
 if TYPE_CHECKING:
     import torch
 
 _DTYPES = ("float32", "float16", "bfloat16")
-_COUNTS = re.compile(
-    "(hidden|intermediate|out_hidden|(temporal_)?patch|spatial_merge|image|vocab)_size"
-    "|num_(attention_heads|key_value_heads|heads|hidden_layers|channels)"
-    "|head_dim|embed_dim|depth|in_channels|scale_factor|mm_tokens_per_image"
-)
-"""Fields that are at least 1 in every configuration that has them; others may say 0 for none."""
 
 
 def shipped_names() -> tuple[str, ...]:
@@ -117,7 +111,7 @@ def _random(name: str, where: torch.device, seed: int, **options: Any) -> tuple[
     from mmtok.models.weights import random_model
 
     config = load_config(name)
-    with _clear_errors(name):
+    with usable(name), _clear_errors(name):
         processor = build_processor(config)
         model = random_model(config, where, seed, **options)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
@@ -131,7 +125,7 @@ def _pretrained(name: str, revision: str | None, **options: Any) -> tuple[Any, A
 
     config = published_config(name, revision)
     source, common = model_folder(name), {"revision": revision} if revision else {}
-    with _clear_errors(name):
+    with usable(name), _clear_errors(name):
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False, **common)
         model = AutoModelForImageTextToText.from_pretrained(
             source, trust_remote_code=False, use_safetensors=True, **common, **options
@@ -192,23 +186,14 @@ def _read_config(path: Path) -> Any:
         fields = json.loads(path.read_text())
         if not isinstance(fields, dict) or "model_type" not in fields:
             raise ValueError("it names no model_type")
-        _check_counts(fields, str(path))  # they divide by some, and say nothing of which
+        check_counts(fields, str(path))  # they divide by some, and say nothing of which
         config = AutoConfig.for_model(**fields)
         _check_config(config, str(path))
     except InputError:
         raise
     except Exception as error:  # configuration classes raise whatever they trip over
-        raise InputError(f"{path}: not a model's config.json: {_said(error)}") from error
+        raise InputError(f"{path}: not a model's config.json: {said(error)}") from error
     return config
-
-
-def _said(error: Exception) -> str:
-    """What an error says in one line; the cause of a field's error stands in its second."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    if isinstance(error, StrictDataclassError):
-        return " ".join(str(error).split())[:300]
-    return first_line(error)
 
 
 def _check_config(config: Any, name: str) -> None:
@@ -220,23 +205,7 @@ def _check_config(config: Any, name: str) -> None:
             f"{name}: model_type {config.model_type!r} is not an image-text-to-text model; "
             "expected a vision-language model such as llava or qwen2_5_vl"
         )
-    _check_counts(config.to_dict(), name)
-
-
-def _check_counts(fields: dict[str, Any], name: str) -> None:
-    for field, value in _counts(fields):
-        if not value >= 1:
-            raise InputError(f"{name}: {field} must be at least 1, got {shown(value)}")
-
-
-def _counts(fields: dict[str, Any], inside: str = "") -> Iterator[tuple[str, int]]:
-    """The fields that `_COUNTS` tells of, with the parts they are in; of a list, each number."""
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            yield from _counts(value, f"{inside}{name}.")
-        elif _COUNTS.fullmatch(str(name)):
-            several = value if isinstance(value, list | tuple) else [value]
-            yield from ((f"{inside}{name}", one) for one in several if type(one) in (int, float))
+    check_counts(config.to_dict(), name)
 
 
 def _unknown(name: str, known: Sequence[str], place: str = "a model's folder") -> InputError:
@@ -261,8 +230,8 @@ def _clear_errors(name: str, *more: type[Exception]) -> Iterator[None]:
     except InputError:
         raise
     except kinds as error:
-        said = _said(error).rstrip(".")
+        line = said(error).rstrip(".")
         raise InputError(
-            f"cannot load {name!r}: {said}. Check the name and the network, or give "
+            f"cannot load {name!r}: {line}. Check the name and the network, or give "
             "a local folder with config.json, .safetensors and processor files."
         ) from error
