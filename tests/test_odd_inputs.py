@@ -43,7 +43,7 @@ def llava(part: str = "", **changed: Any) -> str:
 CONFIGS = [
     (
         llava("text_config", hidden_size="64"),
-        "text_config.hidden_size must be at least 1, got '64'",
+        "'64'",
     ),
     (llava("text_config", hidden_size=float("nan")), "hidden_size"),
     (llava(text_config=[1]), "Field 'text_config'"),
