@@ -42,6 +42,7 @@ PLANNED: list[tuple[str, str, Any, str]] = [
 RUN: list[tuple[str, str, Any, str]] = [
     ("qwen2_5_vl", "vision_start_token_id", -1, "cannot use this configuration"),
     ("smolvlm", "text_config.pad_token_id", 10**12, "cannot use this configuration"),
+    ("llava", "text_config.pad_token_id", 90_000, "cannot use this configuration: AssertionError"),
     ("llava_onevision", "text_config.eos_token_id", 10**12, "cannot use this configuration"),
     ("internvl", "vision_config.hidden_act", "x", "cannot use this configuration: KeyError"),
     ("internvl", "vision_config.hidden_dropout_prob", 1.5, "dropout"),

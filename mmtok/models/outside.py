@@ -31,7 +31,15 @@ _BOUNDS = {
 """Fields that are at least 1 in every configuration that has them, and the most that is taken: far
 above any model, and below what would fill the memory before it is found to be nonsense."""
 
-_TRIPS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_TRIPS = (
+    ArithmeticError,
+    AssertionError,  # torch's word for a padding id beyond its table
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What code raises that reads a number and finds a list, nothing, or one that fits no other."""
 
 
