@@ -47,6 +47,7 @@ RUN: list[tuple[str, str, Any, str]] = [
     ("internvl", "vision_config.hidden_act", "x", "cannot use this configuration: KeyError"),
     ("internvl", "vision_config.hidden_dropout_prob", 1.5, "dropout"),
     ("llava_onevision", "image_grid_pinpoints", [], "cannot use this configuration: TypeError"),
+    ("llava", "text_config.vocab_size", 250, "config.json"),
     ("llava_next", "vision_feature_layer", 10**12, "cannot use this configuration: IndexError"),
 ]
 

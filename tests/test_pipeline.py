@@ -14,6 +14,7 @@ import mmtok
 from mmtok import InputError, Pipeline, reduced
 from mmtok.io.video import load_video
 from mmtok.models.cache_name import cache_in
+from mmtok.models.counts import tokens_per_prompt
 from mmtok.models.dummy import tiny_config
 from mmtok.models.lvlm import LVLM
 from mmtok.pipeline import Result
@@ -86,6 +87,18 @@ def test_downsample_makes_any_grid(family: str, keep: float) -> None:
     both = Pipeline(lvlm(family), [f"downsample(keep={keep})", "stride(keep=0.5)"])
     twice = both.generate([picture(1, 90, 50)], "hi", **GREEDY)
     assert prefilled(twice) == twice.reduction.prompt_length
+
+
+@pytest.mark.parametrize("spec", ["downsample(keep=0.25)", "stride(keep=0.25)"])
+def test_tokens_of_each_prompt_of_a_batch(spec: str) -> None:
+    prompts = [([picture(n, 50, 50)] * count, None, "hi" * count) for n, count in ((1, 1), (2, 2))]
+    some = lvlm("llava")
+    out = Pipeline(some, spec).run(some.inputs_batch(prompts), **GREEDY)
+    ids = out.inputs["input_ids"]
+    assert tokens_per_prompt(out.reduction, ids) == [(36, 9), (72, 18)]
+    assert out.ledger.meta["visual_tokens"] == {"in": 108, "out": 27}
+    text_tokens = int(out.inputs["attention_mask"].sum()) - 108
+    assert prefilled(out) == text_tokens + 27
 
 
 def prefilled(result: Result) -> int | None:

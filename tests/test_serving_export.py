@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from mmtok import InputError, Pipeline
+from mmtok.models.reduction import Reduction
 from mmtok.pruning import build
 from mmtok.serving.export import check, export, read_hf
+from mmtok.serving.features import encode_batch, model_inputs
 from mmtok.serving.preprocess import preprocess
 from mmtok.serving.replay import prompt_inputs
 from mmtok.serving.shards import read_item, read_manifest
@@ -32,6 +34,20 @@ def test_stored_features_answer_as_the_pipeline_does(
 @pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "paligemma"])
 def test_merged_features_answer_as_the_pipeline_does(family: str, tmp_path: Path) -> None:
     answers_agree(family, "image", "tome(keep=0.6)", tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma", "qwen2_vl"])
+def test_smaller_pictures_are_told_apart_in_a_batch(family: str) -> None:
+    lvlm, spec = tiny(family), "downsample(keep=0.25)"
+    reduction, made = Reduction(lvlm.model, build(spec)), recipe(spec)
+    both = [picture(1, 90, 90), picture(2, 90, 90), picture(3, 90, 90)]
+    runs = [both, *([one] for one in both)]
+    together, *alone = (
+        encode_batch(lvlm, reduction, run, model_inputs(lvlm, run, made), made) for run in runs
+    )
+    for ours, (want,) in zip(together, alone, strict=True):
+        assert ours.kept_counts == want.kept_counts
+        torch.testing.assert_close(ours.features, want.features)
 
 
 def answers_agree(family: str, kind: str, spec: str, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def _check(model: Any, options: Mapping[str, Any]) -> None:
         raise InputError("a pipeline measures the KV cache: use_cache=False does not fit")
     if (kind := asked(model, options, "cache_implementation")) not in (None, "dynamic"):
         raise InputError(
-            f"a pipeline measures a KV cache that holds what was read, no more: "
+            "a pipeline accounts for a KV cache on the device that holds what was read, no more: "
             f"cache_implementation must be 'dynamic' or left out, got {shown(kind)}"
         )
     for name, why in _MIXED.items():

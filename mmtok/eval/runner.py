@@ -21,10 +21,10 @@ from mmtok.eval.records import Records, locked
 from mmtok.io.files import reason
 from mmtok.io.image import load_image
 from mmtok.io.video import load_video
+from mmtok.models.counts import tokens_per_prompt
 
 if TYPE_CHECKING:
     from mmtok.models.lvlm import Prompt
-    from mmtok.models.reduction import Reduction
     from mmtok.pipeline import Pipeline, Result
 
 Progress = Callable[[int, int, int], None]
@@ -150,7 +150,7 @@ def _ask(
     made = [make_prompt(task, prompt[0]) for prompt in prompts]
     result = pipe.generate_batch(made, max_new_tokens=task.max_new_tokens)
     rows = []
-    counts = tokens_per_prompt(result.reduction)
+    counts = tokens_per_prompt(result.reduction, result.inputs["input_ids"])
     for prompt, asked, text, count in zip(prompts, made, result.texts, counts, strict=True):
         facts = {"batch": batch.number, "answer": text, "visual_tokens": list(count)}
         if asked[2] != prompt[0].text:  # subtitles at the sampled frames, for one
@@ -169,18 +169,6 @@ def make_prompt(task: Task, item: Item) -> Prompt:
         return [load_image(item.file)], None, task.prompt(item, None)
     clip = load_video(item.file, frames=task.frames)
     return None, [clip], task.prompt(item, clip)
-
-
-def tokens_per_prompt(reduction: Reduction) -> list[tuple[int, int]]:
-    """(visual tokens in, out) of each prompt of a batch."""
-    prompts, length = reduction.inputs["input_ids"].shape
-    seen, kept = [0] * prompts, [0] * prompts
-    for part in reduction.media:
-        for places, left in zip(part.places, part.kept, strict=True):
-            row = int(places[0]) // length
-            seen[row] += len(places)
-            kept[row] += len(left)
-    return list(zip(seen, kept, strict=True))
 
 
 def _cost(number: int, results: Sequence[Result]) -> dict[str, Any]:

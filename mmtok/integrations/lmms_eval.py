@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmtok.errors import InputError
-from mmtok.eval.runner import tokens_per_prompt
+from mmtok.models.counts import tokens_per_prompt
 
 try:
     from lmms_eval.api.instance import GenerationResult, TokenCounts
@@ -200,7 +200,7 @@ class _Total:
             Per request (tokens of the prompt that reached the language model, tokens of the
             answer, as its tokenizer cuts the text).
         """
-        visual = tokens_per_prompt(result.reduction)
+        visual = tokens_per_prompt(result.reduction, result.inputs["input_ids"])
         prompt = result.inputs["attention_mask"].sum(dim=1).tolist()
         cut = pipe.lvlm.processor.tokenizer(result.texts, add_special_tokens=False)
         written = [len(ids) for ids in cut["input_ids"]]

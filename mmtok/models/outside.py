@@ -37,6 +37,7 @@ _TRIPS = (
     AttributeError,
     LookupError,
     RuntimeError,
+    StopIteration,  # an alphabet that a vocabulary is too small for
     TypeError,
     ValueError,
 )

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from mmtok.accounting.timing import StageTimer
 from mmtok.errors import InputError
+from mmtok.models.counts import tokens_per_prompt
 from mmtok.serving.chat import Ask
 from mmtok.serving.limits import RefusedError
 
 if TYPE_CHECKING:
     from mmtok.accounting.ledger import Ledger
     from mmtok.models.lvlm import LVLM
-    from mmtok.models.visual import Media
     from mmtok.pipeline import Pipeline
 
 
@@ -193,17 +193,18 @@ class Batcher:
         mask = inputs["attention_mask"]
         _check_length(lvlm, int(mask.sum(1).max()), options["max_new_tokens"])
         result = self.pipe.run(inputs, timer=timer, **options)
-        rows = zip(result.texts, mask.sum(1).tolist(), result.new_tokens, strict=True)
+        counts = tokens_per_prompt(result.reduction, inputs["input_ids"])
+        rows = zip(result.texts, mask.sum(1).tolist(), counts, result.new_tokens, strict=True)
         return [
             Answer(
                 text=text,
                 prompt_tokens=n,
-                visual_tokens=_visual(result.reduction.media, row, mask.shape[1]),
+                visual_tokens=visual,
                 new_tokens=new,
                 ledger=result.ledger,
                 batch=len(batch),
             )
-            for row, (text, n, new) in enumerate(rows)
+            for text, n, visual, new in rows
         ]
 
     def _listener(self, heard: Sequence[Heard | None]) -> _Listener:
@@ -224,14 +225,3 @@ def _check_length(lvlm: LVLM, prompt: int, new: int) -> None:
         raise InputError(
             f"a prompt of {prompt} tokens and max_tokens {new}, expected at most {most} together"
         )
-
-
-def _visual(media: Sequence[Media], row: int, length: int) -> tuple[int, int]:
-    """Visual tokens of one prompt of a batch, before and after reduction."""
-    own = [
-        (len(places), len(kept))
-        for part in media
-        for places, kept in zip(part.places, part.kept, strict=True)
-        if int(places[0]) // length == row
-    ]
-    return sum(n for n, _ in own), sum(k for _, k in own)

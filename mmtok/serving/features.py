@@ -119,7 +119,7 @@ def encode_batch(
     """
     with torch.inference_mode():
         reduction.encode(inputs)
-    parts, length = reduction.media, inputs["input_ids"].shape[1]
+    parts, length = reduction.media, reduction.inputs["input_ids"].shape[1]
     dtype = getattr(torch, recipe.dtype)
     made = [_collect(parts, row, length, item, dtype) for row, item in enumerate(media)]
     for found in made:
