@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from mmtok.accounting.calls import completed, width, with_mask
+from mmtok.accounting.calls import completed, with_mask
 from mmtok.accounting.flops import count_flops
 from mmtok.accounting.ledger import Ledger
 from mmtok.accounting.rows import Pass, ledger
@@ -26,7 +26,7 @@ from mmtok.accounting.timing import StageTimer
 from mmtok.errors import InputError
 from mmtok.io.image import load_image, to_rgb
 from mmtok.io.video import Clip, check_sampling, load_video
-from mmtok.models.asked import asked
+from mmtok.models.asked import asked, width
 from mmtok.models.cache_name import cache_in
 from mmtok.models.lvlm import LIST_FPS, LVLM, Prompt, first_line
 from mmtok.models.reduced import rerouted

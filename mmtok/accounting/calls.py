@@ -91,12 +91,6 @@ def completed(model: Any, options: Mapping[str, Any], prompt: int) -> dict[str, 
     return options
 
 
-def width(model: Any, options: Mapping[str, Any]) -> int:
-    """Sequences that run for each prompt: beams, or copies."""
-    names = ("num_beams", "num_return_sequences")
-    return max(asked(model, options, name) or 1 for name in names)
-
-
 def _says(name: str, options: Mapping[str, Any], config: Any) -> bool:
     return name in options or getattr(config, name, None) is not None
 

@@ -15,6 +15,7 @@ from mmtok.accounting.ledger import STAGES, Ledger, Stage
 from mmtok.accounting.merged import measured_saving
 from mmtok.accounting.shapes import media_shapes
 from mmtok.errors import InputError
+from mmtok.models.counts import tokens_per_prompt
 
 if TYPE_CHECKING:
     from mmtok.accounting.flops import FlopCount
@@ -124,7 +125,7 @@ def ledger(
 
 def _meta(lvlm: LVLM, spec: str, done: Pass) -> dict[str, Any]:
     """What was run on what; positions only where the prompt has more than the model knows."""
-    prompt, entered, seen, kept = _counts(done)
+    seen, kept = _visual(done)
     meta: dict[str, Any] = {
         "model": lvlm.name,
         "reduce": spec,
@@ -132,7 +133,7 @@ def _meta(lvlm: LVLM, spec: str, done: Pass) -> dict[str, Any]:
         "dtype": str(lvlm.dtype).removeprefix("torch."),
         "prompts": len(done.sequences),
         "new_tokens": done.new_tokens,
-        "visual_tokens": {"in": seen + prompt - entered, "out": kept},
+        "visual_tokens": {"in": seen, "out": kept},
     }
     known = getattr(lvlm.config.get_text_config(), "max_position_embeddings", None)
     last = done.last_position
@@ -141,20 +142,16 @@ def _meta(lvlm: LVLM, spec: str, done: Pass) -> dict[str, Any]:
     return meta
 
 
-def _counts(done: Pass) -> tuple[int, int, int, int]:
-    """Tokens of the prompts as they were made and with the pictures the tower saw, and visual ones
-    that left the tower and the reducers behind it. Over the whole batch, without padding.
-    """
-    prompt, entered = (
-        int(inputs["attention_mask"].sum()) for inputs in (done.inputs, done.reduction.inputs)
-    )
-    items = done.reduction.tokens
-    return prompt, entered, sum(n for _, n, _ in items), sum(k for _, _, k in items)
+def _visual(done: Pass) -> tuple[int, int]:
+    """Visual tokens of the prompts as they were made, and those that enter the language model."""
+    pairs = tokens_per_prompt(done.reduction, done.inputs["input_ids"])
+    return sum(n for n, _ in pairs), sum(k for _, k in pairs)
 
 
 def _tokens(done: Pass) -> dict[str, tuple[int | None, int | None]]:
     """Tokens in and out of each stage, over the whole batch."""
-    prompt, entered, seen, kept = _counts(done)
+    (before, kept), prompt = _visual(done), int(done.inputs["attention_mask"].sum())
+    seen = sum(n for _, n, _ in done.reduction.tokens)  # by the tower, of pictures made smaller
     batch = done.rows
     other = done.reduction.contrast
     second = 0 if other is None else int(other.prompt["attention_mask"].sum())
@@ -164,7 +161,7 @@ def _tokens(done: Pass) -> dict[str, tuple[int | None, int | None]]:
         "encode": (None, seen),
         "reduce.score": (seen, seen),
         "reduce.select": (seen, kept),
-        "prefill": ((entered - seen + kept) * done.width, batch),
+        "prefill": ((prompt - before + kept) * done.width, batch),
         "decode": (steps, steps),
         "decode.contrast": (second + steps, batch + steps),
     }

@@ -21,6 +21,12 @@ def asked(model: Any, options: Mapping[str, Any], name: str) -> Any:
     return None if (name, found) == ("cache_implementation", "hybrid") else found
 
 
+def width(model: Any, options: Mapping[str, Any]) -> int:
+    """Sequences that run for each prompt: beams, or copies."""
+    names = ("num_beams", "num_return_sequences")
+    return max(asked(model, options, name) or 1 for name in names)
+
+
 def room(limit: Any, prompt: int) -> int:
     """New tokens that a `max_length` leaves behind a prompt of so many tokens.
 

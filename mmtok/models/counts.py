@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from mmtok.models.pixels import PIXELS
-from mmtok.models.reduction import Reduction
+
+if TYPE_CHECKING:
+    from mmtok.models.reduction import Reduction
 
 
 def tokens_per_prompt(reduction: Reduction, prompts: Tensor) -> list[tuple[int, int]]:

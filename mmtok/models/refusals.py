@@ -7,10 +7,14 @@ from functools import partial
 from typing import Any
 
 from mmtok.errors import InputError
-from mmtok.models.asked import asked
+from mmtok.models.asked import asked, width
 from mmtok.models.cache_name import is_filled
 from mmtok.models.families import Inputs
 from mmtok.models.reduction import Reduction
+
+
+def _keeps_all(reduction: Reduction) -> bool:
+    return all(r.keeps_all for r in reduction.reducers)
 
 
 def refuse_filled(kwargs: Inputs) -> None:
@@ -33,7 +37,7 @@ def refuse_encoded(kwargs: Inputs) -> None:
 
 def refuse_behind(reduction: Reduction) -> None:
     """InputError where pixels follow a filled cache, whose length counts kept tokens only."""
-    if not all(r.keeps_all for r in reduction.reducers):
+    if not _keeps_all(reduction):
         raise InputError(
             "pixels behind a filled KV cache do not work inside reduced(): pass no cache, "
             "but the whole conversation with its pixels"
@@ -48,7 +52,7 @@ def refuse_between(reduction: Reduction, *, pixels: bool) -> None:
             "reducers inside the decoder or its KV cache follow one prompt: use another model "
             "object, or call it afterwards"
         )
-    if pixels and not all(r.keeps_all for r in reduction.reducers):
+    if pixels and not _keeps_all(reduction):
         raise InputError(
             "the model was called with pixels while generate() runs inside reduced(), which "
             "reduces one prompt at a time: use another model object, or call it afterwards"
@@ -70,12 +74,12 @@ def refuse(reduction: Reduction, kwargs: Inputs) -> None:
     if kwargs.get("inputs_embeds") is not None or kwargs.get("input_ids") is None:
         raise InputError("reduced() needs input_ids with the model's visual placeholders")
     option = partial(asked, reduction.model, kwargs)
-    beams, copies = option("num_beams") or 1, option("num_return_sequences") or 1
+    several = width(reduction.model, kwargs) > 1
     helpers = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
     helped = any(map(option, helpers))
     inside = reduction.seams.inside
-    whole = all(r.keeps_all for r in reduction.reducers)
-    if reduction.seams.logits and (max(beams, copies) > 1 or helped):
+    whole = _keeps_all(reduction)
+    if reduction.seams.logits and (several or helped):
         raise InputError(
             "beams, several return sequences and assistants do not work with contrasted logits: "
             "the second branch reads one new token of each prompt at a time"
@@ -90,7 +94,7 @@ def refuse(reduction: Reduction, kwargs: Inputs) -> None:
             "guidance_scale runs a second prompt inside generate(), which does not work with "
             "dropping inside the decoder or its KV cache: leave it out"
         )
-    if max(beams, copies) > 1 and (inside or (reduction.family.flat and not whole)):
+    if several and (inside or (reduction.family.flat and not whole)):
         way = f"{reduction.model.config.model_type}'s way of passing features, if reduced"
         cause = "dropping inside the decoder or its KV cache" if inside else way
         raise InputError(f"beams and several return sequences do not work with {cause}")
